@@ -1,0 +1,6 @@
+//! The deterministic machine: a pure function of its snapshot and its inputs.
+
+#![forbid(unsafe_code)]
+
+pub mod io;
+pub mod ram;

@@ -1,0 +1,504 @@
+//! Guest RAM: one contiguous region that the machine alone owns, with write tracking that the guest cannot see.
+//!
+//! # Place
+//! Owned by [`crate::Machine`]; read and written by the engine (fast path by offset, slow path by address) and by
+//! devices at a defined icount. No other thread ever touches it.
+//!
+//! # Invariants
+//! - INV-RAM-1: a page whose hash in `hash` is valid has [`CLEAN`] set, and every write clears it first.
+//! - INV-RAM-2: a page with [`SNAP`] set still has the contents of the moment the snapshot was armed.
+//! - INV-RAM-3: a write to a granule that holds decoded code is reported in `code_written` before the next fetch.
+//! - INV-RAM-4: a write that changes a valid PTE which a live translation was derived from raises `translation_gen`.
+//! - INV-RAM-5: tracking state never influences contents, counts or the digest.
+//!
+//! # Determinism
+//! The digest is the wrapping sum over all pages of a hash of (page number, contents), an all-zero page counting 0:
+//! a function of contents alone, whatever the order or the moment of the writes.
+
+use std::collections::VecDeque;
+
+/// Size of a guest page in bytes.
+pub const PAGE_SIZE: usize = 4096;
+/// log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+/// Guest physical address of the first byte of RAM, as on QEMU's `virt` board.
+pub const RAM_BASE: u64 = 0x8000_0000;
+
+/// Page flag: instructions decoded from this page are cached.
+const CODE: u8 = 1;
+/// Page flag: not written since its hash was last taken.
+const CLEAN: u8 = 2;
+/// Page flag: not yet saved for the armed snapshot.
+const SNAP: u8 = 4;
+
+/// An access outside RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("guest physical address {gpa:#x} (+{len}) is outside RAM")]
+pub struct OutsideRam {
+    /// First guest physical address of the access.
+    pub gpa: u64,
+    /// Length of the access in bytes.
+    pub len: u64,
+}
+
+/// One page of a snapshot; `None` stands for a page of zeroes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotPage {
+    /// Page number, counted from the start of RAM.
+    pub page: u32,
+    /// Contents at the moment the snapshot was armed.
+    pub data: Option<Box<[u8]>>,
+}
+
+#[derive(Debug)]
+struct SnapshotSweep {
+    /// Pages that were about to be written and were saved first.
+    saved: VecDeque<SnapshotPage>,
+    /// Next page the sweep looks at.
+    cursor: u32,
+}
+
+/// Guest RAM. See the module documentation.
+pub struct GuestRam {
+    bytes: Vec<u8>,
+    flags: Vec<u8>,
+    pt_gen: Vec<u32>,
+    code_map: Vec<u64>,
+    hash: Vec<u64>,
+    sum: u64,
+    dirty: Vec<u32>,
+    translation_gen: u32,
+    protect_gen: u32,
+    code_written: Vec<u32>,
+    sweep: Option<SnapshotSweep>,
+}
+
+impl std::fmt::Debug for GuestRam {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestRam").field("size", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+fn page_hash(page: u32, data: &[u8]) -> u64 {
+    if is_zero(data) { 0 } else { xxhash_rust::xxh3::xxh3_64_with_seed(data, u64::from(page) + 1) }
+}
+
+/// Whether every byte is zero.
+#[must_use]
+pub fn is_zero(data: &[u8]) -> bool {
+    let (head, body) = data.split_at(data.len() % 16);
+    head.iter().all(|&b| b == 0)
+        && body.chunks_exact(16).all(|c| u128::from_le_bytes(c.try_into().expect("chunk of 16")) == 0)
+}
+
+impl GuestRam {
+    /// Zeroed RAM of `size` bytes; `size` must be a multiple of [`PAGE_SIZE`] (checked by the machine's configuration).
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        let size = usize::try_from(size).expect("RAM size fits the host's address space");
+        assert!(size.is_multiple_of(PAGE_SIZE), "RAM size is a multiple of the page size");
+        let pages = size / PAGE_SIZE;
+        Self {
+            bytes: vec![0; size],
+            flags: vec![CLEAN; pages],
+            pt_gen: vec![0; pages],
+            code_map: vec![0; pages],
+            hash: vec![0; pages],
+            sum: 0,
+            dirty: Vec::new(),
+            translation_gen: 1,
+            protect_gen: 1,
+            code_written: Vec::new(),
+            sweep: None,
+        }
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.flags.len() as u32
+    }
+
+    /// Offset into RAM of `[gpa, gpa+len)`, if all of it is RAM.
+    #[inline]
+    #[must_use]
+    pub fn offset(&self, gpa: u64, len: u64) -> Option<usize> {
+        let off = gpa.wrapping_sub(RAM_BASE);
+        let size = self.bytes.len() as u64;
+        (off < size && len <= size - off).then_some(off as usize)
+    }
+
+    /// Copies RAM at `gpa` into `buf`.
+    ///
+    /// # Errors
+    /// [`OutsideRam`] when any byte is outside RAM; `buf` is then unchanged.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), OutsideRam> {
+        let len = buf.len() as u64;
+        let off = self.offset(gpa, len).ok_or(OutsideRam { gpa, len })?;
+        buf.copy_from_slice(&self.bytes[off..off + buf.len()]);
+        Ok(())
+    }
+
+    /// Reads a little-endian 16-bit value.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn read_u16(&self, gpa: u64) -> Result<u16, OutsideRam> {
+        let mut b = [0; 2];
+        self.read(gpa, &mut b)?;
+        Ok(u16::from_le_bytes(b))
+    }
+
+    /// Reads a little-endian 32-bit value.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn read_u32(&self, gpa: u64) -> Result<u32, OutsideRam> {
+        let mut b = [0; 4];
+        self.read(gpa, &mut b)?;
+        Ok(u32::from_le_bytes(b))
+    }
+
+    /// Reads a little-endian 64-bit value.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn read_u64(&self, gpa: u64) -> Result<u64, OutsideRam> {
+        let mut b = [0; 8];
+        self.read(gpa, &mut b)?;
+        Ok(u64::from_le_bytes(b))
+    }
+
+    /// Writes `data` at `gpa` with all tracking: the path for devices, the loader and the engine's slow stores.
+    ///
+    /// # Errors
+    /// [`OutsideRam`] when any byte is outside RAM; nothing is written then.
+    pub fn write(&mut self, gpa: u64, data: &[u8]) -> Result<(), OutsideRam> {
+        let len = data.len() as u64;
+        let off = self.offset(gpa, len).ok_or(OutsideRam { gpa, len })?;
+        let mut done = 0;
+        while done < data.len() {
+            let at = off + done;
+            let n = (PAGE_SIZE - at % PAGE_SIZE).min(data.len() - done);
+            self.write_in_page(at, &data[done..done + n]);
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn write_in_page(&mut self, off: usize, data: &[u8]) {
+        let page = off / PAGE_SIZE;
+        if self.flags[page] != 0 {
+            self.before_write(page, off % PAGE_SIZE, data.len());
+        }
+        if self.pt_gen[page] == self.translation_gen && self.changes_valid_pte(off, data) {
+            self.translation_gen = self.translation_gen.checked_add(1).unwrap_or_else(|| self.restart_generations());
+        }
+        self.bytes[off..off + data.len()].copy_from_slice(data);
+    }
+
+    /// Generations wrapped: forget every mark, so that no old one can look current.
+    #[cold]
+    fn restart_generations(&mut self) -> u32 {
+        self.pt_gen.fill(0);
+        1
+    }
+
+    fn changes_valid_pte(&self, off: usize, data: &[u8]) -> bool {
+        let first = off & !7;
+        let last = (off + data.len() + 7) & !7;
+        (first..last).step_by(8).any(|word| {
+            let valid = self.bytes[word] & 1 != 0;
+            let lo = word.max(off);
+            let hi = (word + 8).min(off + data.len());
+            valid && self.bytes[lo..hi] != data[lo - off..hi - off]
+        })
+    }
+
+    #[cold]
+    fn before_write(&mut self, page: usize, start: usize, len: usize) {
+        let flags = self.flags[page];
+        if flags & SNAP != 0 {
+            let data = &self.bytes[page * PAGE_SIZE..(page + 1) * PAGE_SIZE];
+            let data = (!is_zero(data)).then(|| data.into());
+            if let Some(sweep) = &mut self.sweep {
+                sweep.saved.push_back(SnapshotPage { page: page as u32, data });
+            }
+        }
+        if flags & CLEAN != 0 {
+            self.dirty.push(page as u32);
+        }
+        self.flags[page] = flags & CODE;
+        if flags & CODE != 0 {
+            let mask = granules(start, len);
+            if self.code_map[page] & mask != 0 {
+                self.code_map[page] = 0;
+                self.flags[page] = 0;
+                self.code_written.push(page as u32);
+            }
+        }
+    }
+
+    // --- The engine's side -------------------------------------------------------------------------------------
+
+    /// All of RAM, for loads whose translation the engine holds.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// All of RAM, for stores to a page that [`Self::is_fast_writable`] said yes to in the present generations.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Whether stores to this page need no tracking until `protect_gen` or `translation_gen` changes.
+    #[inline]
+    #[must_use]
+    pub fn is_fast_writable(&self, page: u32) -> bool {
+        self.flags[page as usize] == 0 && self.pt_gen[page as usize] != self.translation_gen
+    }
+
+    /// Raised when a change of memory made translations stale: the engine drops every cached translation.
+    #[inline]
+    #[must_use]
+    pub fn translation_gen(&self) -> u32 {
+        self.translation_gen
+    }
+
+    /// Raised when tracking was armed: the engine drops every cached permission to write.
+    #[inline]
+    #[must_use]
+    pub fn protect_gen(&self) -> u32 {
+        self.protect_gen
+    }
+
+    /// Notes that a page-table walk read a valid PTE in `page`. Returns true when writes to the page were fast until
+    /// now, so that the engine must drop cached permissions to write to it.
+    pub fn mark_page_table(&mut self, page: u32) -> bool {
+        let p = page as usize;
+        let was_fast = self.is_fast_writable(page);
+        self.pt_gen[p] = self.translation_gen;
+        was_fast
+    }
+
+    /// Notes that instructions were decoded from `[start, start+len)` of `page`. Returns true when writes to the page
+    /// were fast until now, so that the engine must drop cached permissions to write to it.
+    pub fn mark_code(&mut self, page: u32, start: usize, len: usize) -> bool {
+        let p = page as usize;
+        let was_fast = self.is_fast_writable(page);
+        self.flags[p] |= CODE;
+        self.code_map[p] |= granules(start, len);
+        was_fast
+    }
+
+    /// The engine dropped what it had decoded from `page`.
+    pub fn unmark_code(&mut self, page: u32) {
+        self.flags[page as usize] &= !CODE;
+        self.code_map[page as usize] = 0;
+    }
+
+    /// Whether code pages were written since [`Self::take_code_written`].
+    #[inline]
+    #[must_use]
+    pub fn code_was_written(&self) -> bool {
+        !self.code_written.is_empty()
+    }
+
+    /// Pages whose decoded instructions the engine must drop before the next fetch.
+    pub fn take_code_written(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.code_written)
+    }
+
+    // --- Digest ------------------------------------------------------------------------------------------------
+
+    /// Hash of all contents; costs time for the pages written since the last call only.
+    pub fn digest(&mut self) -> u64 {
+        let dirty = std::mem::take(&mut self.dirty);
+        for &page in &dirty {
+            let p = page as usize;
+            let new = page_hash(page, &self.bytes[p * PAGE_SIZE..(p + 1) * PAGE_SIZE]);
+            self.sum = self.sum.wrapping_sub(self.hash[p]).wrapping_add(new);
+            self.hash[p] = new;
+            self.flags[p] |= CLEAN;
+        }
+        if !dirty.is_empty() {
+            self.protect_gen = self.protect_gen.wrapping_add(1);
+        }
+        self.sum
+    }
+
+    /// Number of pages written since the last digest.
+    #[must_use]
+    pub fn pages_dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
+    // --- Snapshot ----------------------------------------------------------------------------------------------
+
+    /// Arms a copy-on-write snapshot of the present contents; a sweep already under way is dropped.
+    pub fn arm_snapshot(&mut self) {
+        for f in &mut self.flags {
+            *f |= SNAP;
+        }
+        self.protect_gen = self.protect_gen.wrapping_add(1);
+        self.sweep = Some(SnapshotSweep { saved: VecDeque::new(), cursor: 0 });
+    }
+
+    /// Abandons the snapshot under way, if any.
+    pub fn disarm_snapshot(&mut self) {
+        if self.sweep.take().is_some() {
+            for f in &mut self.flags {
+                *f &= !SNAP;
+            }
+        }
+    }
+
+    /// The next page of the armed snapshot that is not all zero: first pages saved before a write, then the sweep,
+    /// which looks at no more than `budget` pages a call.
+    pub fn next_snapshot_page(&mut self, budget: &mut u32) -> SnapshotStep {
+        let Some(sweep) = &mut self.sweep else { return SnapshotStep::Done };
+        while let Some(page) = sweep.saved.pop_front() {
+            if page.data.is_some() {
+                return SnapshotStep::Page(page);
+            }
+        }
+        let pages = self.flags.len() as u32;
+        while sweep.cursor < pages {
+            if *budget == 0 {
+                return SnapshotStep::OutOfBudget;
+            }
+            *budget -= 1;
+            let page = sweep.cursor;
+            let p = page as usize;
+            sweep.cursor += 1;
+            if self.flags[p] & SNAP == 0 {
+                continue;
+            }
+            self.flags[p] &= !SNAP;
+            let data = &self.bytes[p * PAGE_SIZE..(p + 1) * PAGE_SIZE];
+            if !is_zero(data) {
+                return SnapshotStep::Page(SnapshotPage { page, data: Some(data.into()) });
+            }
+        }
+        self.sweep = None;
+        SnapshotStep::Done
+    }
+
+    /// Pages of the armed snapshot that were looked at so far, for progress shown to people.
+    #[must_use]
+    pub fn snapshot_cursor(&self) -> Option<u32> {
+        self.sweep.as_ref().map(|s| s.cursor)
+    }
+
+    /// Sets all contents back to zero, as a reset of the machine does.
+    pub fn clear(&mut self) {
+        let zero = [0u8; PAGE_SIZE];
+        for page in 0..self.flags.len() {
+            if !is_zero(&self.bytes[page * PAGE_SIZE..(page + 1) * PAGE_SIZE]) {
+                self.write_in_page(page * PAGE_SIZE, &zero);
+            }
+        }
+    }
+}
+
+/// A step of [`GuestRam::next_snapshot_page`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotStep {
+    /// A page to send.
+    Page(SnapshotPage),
+    /// Call again with a new budget.
+    OutOfBudget,
+    /// Every page was handed out.
+    Done,
+}
+
+fn granules(start: usize, len: usize) -> u64 {
+    let first = start / 64;
+    let last = (start + len.max(1) - 1).min(PAGE_SIZE - 1) / 64;
+    let upto = |n: usize| if n >= 63 { u64::MAX } else { (1u64 << (n + 1)) - 1 };
+    upto(last) & !(if first == 0 { 0 } else { upto(first - 1) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_is_a_function_of_contents_alone() {
+        let mut a = GuestRam::new(8 * 4096);
+        let mut b = GuestRam::new(8 * 4096);
+        a.write(RAM_BASE + 4090, &[1; 100]).unwrap();
+        b.write(RAM_BASE + 4090, &[7; 100]).unwrap();
+        assert_ne!(a.digest(), b.digest());
+        b.write(RAM_BASE + 4150, &[1; 40]).unwrap();
+        b.digest();
+        b.write(RAM_BASE + 4090, &[1; 60]).unwrap();
+        assert_eq!(a.digest(), b.digest());
+        b.clear();
+        assert_eq!(b.digest(), 0);
+    }
+
+    #[test]
+    fn snapshot_has_the_contents_of_the_moment_it_was_armed() {
+        let mut ram = GuestRam::new(4 * 4096);
+        ram.write(RAM_BASE, &[1]).unwrap();
+        ram.write(RAM_BASE + 2 * 4096, &[2]).unwrap();
+        ram.arm_snapshot();
+        ram.write(RAM_BASE, &[9]).unwrap();
+        ram.write(RAM_BASE + 4096, &[9]).unwrap();
+        let mut got = vec![];
+        loop {
+            match ram.next_snapshot_page(&mut 1) {
+                SnapshotStep::Page(p) => got.push((p.page, p.data.unwrap()[0])),
+                SnapshotStep::OutOfBudget => ram.write(RAM_BASE + 2 * 4096, &[8]).unwrap(),
+                SnapshotStep::Done => break,
+            }
+        }
+        got.sort_unstable();
+        assert_eq!(got, [(0, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn changing_a_valid_pte_raises_the_generation_and_an_invalid_one_does_not() {
+        let mut ram = GuestRam::new(2 * 4096);
+        ram.write(RAM_BASE, &[0xcf]).unwrap();
+        ram.digest();
+        ram.mark_page_table(0);
+        let g = ram.translation_gen();
+        ram.write(RAM_BASE + 8, &[0xcf]).unwrap();
+        ram.write(RAM_BASE, &[0xcf]).unwrap();
+        assert_eq!(ram.translation_gen(), g);
+        ram.write(RAM_BASE + 1, &[1]).unwrap();
+        assert_ne!(ram.translation_gen(), g);
+    }
+
+    #[test]
+    fn code_writes_are_reported_by_granule() {
+        let mut ram = GuestRam::new(4096);
+        ram.mark_code(0, 128, 4);
+        ram.write(RAM_BASE + 64, &[1]).unwrap();
+        assert!(!ram.code_was_written());
+        ram.write(RAM_BASE + 190, &[1]).unwrap();
+        assert_eq!(ram.take_code_written(), [0]);
+        assert_eq!(granules(0, 4096), u64::MAX);
+        assert_eq!(granules(4032, 64), 1 << 63);
+    }
+
+    #[test]
+    fn accesses_outside_are_refused() {
+        let mut ram = GuestRam::new(4096);
+        assert!(ram.write(RAM_BASE + 4095, &[1, 2]).is_err());
+        assert!(ram.write(u64::MAX - 1, &[1, 2]).is_err());
+        assert!(ram.read(RAM_BASE - 1, &mut [0]).is_err());
+        assert_eq!(ram.digest(), 0);
+    }
+}
