@@ -1,1 +1,18 @@
-//! TODO
+//! RV64GC instructions and arithmetic as pure functions: one instruction table, a decoder, a disassembler and exact
+//! floating point.
+//!
+//! # Place
+//! The bottom of the tree: the engines decode with [`decode`] and compute with [`float`]; people read
+//! [`disassemble`]'s text. Nothing here knows of harts or memory.
+//!
+//! # Invariants
+//! - INV-ISA-1: every function is total: no word and no operand panics.
+//! - INV-ISA-2: results are functions of the arguments alone; host floating point is never used.
+#![forbid(unsafe_code)]
+
+mod compressed;
+mod insn;
+mod table;
+
+pub use insn::{Insn, decode};
+pub use table::Op;
