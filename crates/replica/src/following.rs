@@ -188,13 +188,13 @@ impl Following {
         }
     }
 
-    fn give_up(self: Box<Self>, cx: &mut Cx<'_>, keep_state: bool) -> State {
+    fn give_up(self, cx: &mut Cx<'_>, keep_state: bool) -> State {
         cx.drop_link(self.link, DropReason::Over);
         cx.out.push(Command::Discard { keep_state });
         State::Idle
     }
 
-    fn go_live(self: Box<Self>, cx: &mut Cx<'_>, link: Option<LinkId>) -> State {
+    fn go_live(self, cx: &mut Cx<'_>, link: Option<LinkId>) -> State {
         let inquiry = match self.named {
             Some(generation) => claim(cx, generation),
             None => Inquiry::read(cx),
@@ -207,7 +207,7 @@ impl Following {
             live: cx.now,
         };
         let unasked = cx.core.cfg.breaks(Mutation::GoLiveUnasked) && self.named.is_some();
-        let going = GoingLive { following: *self, link, inquiry, won: None, timing };
+        let going = GoingLive { following: self, link, inquiry, won: None, timing };
         if unasked {
             let generation = going.following.session + 2;
             let record = Record { generation, live: cx.me(), secondary: None, nonce: 0 };

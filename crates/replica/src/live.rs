@@ -327,13 +327,14 @@ impl Live {
             return;
         }
         let count = self.held.iter().take_while(|held| held.lsn <= acked).count();
-        if let Some(last) = self.held.drain(..count).last() {
+        let last = self.held.drain(..count).next_back();
+        if let Some(last) = last {
             self.release(cx, last.up_to_icount);
         }
     }
 
     fn release_all(&mut self, cx: &mut Cx<'_>) {
-        if let Some(last) = self.held.drain(..).last() {
+        if let Some(last) = std::mem::take(&mut self.held).pop_back() {
             self.release(cx, last.up_to_icount);
         }
     }
