@@ -1,1 +1,14 @@
-//! TODO
+//! The shell around the pure core: everything that touches files, sockets, devices, terminals or clocks.
+//!
+//! # Place
+//! Called by the binary; calls the machine and the replica core. Threads, no async. Each module here is a part with
+//! its own interface; the run loops tie them together.
+//!
+//! # Determinism
+//! Nothing in this crate is deterministic, so nothing here may reach the guest but as a logged input.
+
+pub mod announce;
+pub mod arbiter;
+pub mod disk;
+pub mod name;
+pub mod one_line;

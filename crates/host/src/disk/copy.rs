@@ -1,0 +1,404 @@
+//! Copies a disk that is in use, so that the copy ends with the contents at one point in the order of requests.
+//!
+//! # Place
+//! Runs on the disk's thread, in slices between requests.
+//!
+//! # States
+//! ```text
+//! Passes --few chunks left, or too many passes--> Converged --freeze--> Frozen --all sent--> ended
+//!    \---------------------------freeze----------------------------------^
+//! ```
+//!
+//! # Invariants
+//! - INV-COPY-1: the receiver differs from the disk at most in the chunks marked `pending`.
+//! - INV-COPY-2: once frozen, a pending chunk is saved before it is written, so what is sent is what it held at the
+//!   point of the freeze.
+//! - The guest never waits for the receiver: where the saved chunks exceed a bound, the copy fails, not the guest.
+//!
+//! # Failure
+//! A disk that cannot be read, a sink that is gone and a receiver that is too slow end the copy; the reason is in
+//! [`CopyProgress`]. The receiver is told by [`CopyItem::Failed`] where it still listens.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use serde::{Deserialize, Serialize};
+
+use super::Image;
+
+/// Bytes in a chunk; the last one of a disk may be shorter.
+pub const CHUNK_BYTES: u64 = 64 << 10;
+/// The passes end when no more chunks than this are left (4 MiB).
+const PENDING_FEW: u64 = 64;
+/// The passes end after this many, whatever is left.
+const PASSES_MAX: u32 = 6;
+/// Most chunks saved before a write and not yet taken by the sink (64 MiB).
+const SAVED_CHUNKS_MAX: usize = 1024;
+/// Chunks read in one slice.
+const CHUNKS_PER_SLICE: u32 = 4;
+/// Chunks looked at in one slice.
+const LOOKS_PER_SLICE: u32 = 4096;
+
+/// What the receiver gets, in this order of time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyItem {
+    /// Contents of a chunk.
+    Chunk {
+        /// Index of the chunk.
+        index: u64,
+        /// [`CHUNK_BYTES`], or less for the last one.
+        data: Vec<u8>,
+    },
+    /// A chunk sent before is now all zero. Chunks that were always zero are not sent at all.
+    Zero {
+        /// Index of the chunk.
+        index: u64,
+    },
+    /// The copy is complete.
+    End {
+        /// What [`super::DiskHandle::freeze_copy`] was called with.
+        point: u64,
+    },
+    /// The copy will not be completed.
+    Failed {
+        /// One line for people.
+        reason: String,
+    },
+}
+
+/// Why a sink did not take an item.
+#[derive(Debug)]
+pub enum Refused {
+    /// No room now; the item comes back.
+    Full(CopyItem),
+    /// Nobody wants any more.
+    Gone,
+}
+
+/// Where copied chunks go.
+pub trait ChunkSink: Send + std::fmt::Debug {
+    /// Takes an item, or refuses it at once: it must not wait.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    fn offer(&mut self, item: CopyItem) -> Result<(), Refused>;
+}
+
+impl ChunkSink for SyncSender<CopyItem> {
+    fn offer(&mut self, item: CopyItem) -> Result<(), Refused> {
+        self.try_send(item).map_err(|e| match e {
+            TrySendError::Full(item) => Refused::Full(item),
+            TrySendError::Disconnected(_) => Refused::Gone,
+        })
+    }
+}
+
+/// Where a copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyPhase {
+    /// Copying while requests go on.
+    Passes,
+    /// Waiting for the freeze.
+    Converged,
+    /// Sending what is left of the frozen contents.
+    Frozen,
+    /// Complete.
+    Done,
+    /// Given up.
+    Failed,
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyProgress {
+    /// Where it is.
+    pub phase: CopyPhase,
+    /// Chunks that the disk has.
+    pub chunks_total: u64,
+    /// Chunks still to be looked at.
+    pub chunks_pending: u64,
+    /// Chunks sent, those sent again included.
+    pub chunks_sent: u64,
+    /// Passes completed.
+    pub passes: u32,
+    /// Why it failed, as one line.
+    pub error: Option<String>,
+}
+
+/// What is to be done after a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    More,
+    SinkFull,
+    Waiting,
+    Ended,
+}
+
+#[derive(Debug)]
+pub(super) struct Copier {
+    sink: Box<dyn ChunkSink>,
+    size: u64,
+    phase: CopyPhase,
+    point: u64,
+    pending: Bitmap,
+    /// Chunks that the receiver may hold something else than zeroes for.
+    sent: Bitmap,
+    cursor: u64,
+    /// Items ready to be offered: chunks saved before a write, and the one that the sink refused last.
+    ready: VecDeque<CopyItem>,
+    chunks_sent: u64,
+    passes: u32,
+    error: Option<String>,
+}
+
+impl Copier {
+    pub(super) fn new(sink: Box<dyn ChunkSink>, size: u64) -> Self {
+        let chunks = size.div_ceil(CHUNK_BYTES);
+        Self {
+            sink,
+            size,
+            phase: CopyPhase::Passes,
+            point: 0,
+            pending: Bitmap::full(chunks),
+            sent: Bitmap::empty(chunks),
+            cursor: 0,
+            ready: VecDeque::new(),
+            chunks_sent: 0,
+            passes: 0,
+            error: None,
+        }
+    }
+
+    pub(super) fn progress(&self) -> CopyProgress {
+        CopyProgress {
+            phase: self.phase,
+            chunks_total: self.pending.len,
+            chunks_pending: self.pending.ones,
+            chunks_sent: self.chunks_sent,
+            passes: self.passes,
+            error: self.error.clone(),
+        }
+    }
+
+    pub(super) fn freeze(&mut self, point: u64) {
+        match self.phase {
+            CopyPhase::Passes | CopyPhase::Converged => {
+                self.phase = CopyPhase::Frozen;
+                self.point = point;
+                self.cursor = 0;
+            }
+            CopyPhase::Frozen | CopyPhase::Done | CopyPhase::Failed => {}
+        }
+    }
+
+    /// The range is about to be written.
+    pub(super) fn before_write(&mut self, image: &Image, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        for index in offset / CHUNK_BYTES..=(offset + len - 1) / CHUNK_BYTES {
+            match self.phase {
+                CopyPhase::Passes | CopyPhase::Converged => self.pending.set(index),
+                CopyPhase::Frozen if self.pending.get(index) => {
+                    if self.ready.len() >= SAVED_CHUNKS_MAX {
+                        self.fail("the receiver is too slow for the guest's writes".to_owned());
+                    } else {
+                        self.take_chunk(image, index);
+                    }
+                }
+                CopyPhase::Frozen | CopyPhase::Done | CopyPhase::Failed => {}
+            }
+        }
+    }
+
+    /// Sends for a while.
+    pub(super) fn step(&mut self, image: &Image) -> Step {
+        let mut looks = LOOKS_PER_SLICE;
+        for _ in 0..CHUNKS_PER_SLICE {
+            if let Some(step) = self.offer_ready() {
+                return step;
+            }
+            match self.phase {
+                CopyPhase::Converged => return Step::Waiting,
+                CopyPhase::Done | CopyPhase::Failed => return Step::Ended,
+                CopyPhase::Passes | CopyPhase::Frozen => {
+                    match self.next_pending(image, &mut looks) {
+                        Some(index) => self.take_chunk(image, index),
+                        None if looks == 0 => return Step::More,
+                        None => self.end_of_pass(),
+                    }
+                }
+            }
+        }
+        self.offer_ready().unwrap_or(Step::More)
+    }
+
+    /// Offers what is ready; says how to go on when the sink did not take it all.
+    fn offer_ready(&mut self) -> Option<Step> {
+        while let Some(item) = self.ready.pop_front() {
+            let last = matches!(item, CopyItem::End { .. } | CopyItem::Failed { .. });
+            match self.sink.offer(item) {
+                Ok(()) if last => return Some(Step::Ended),
+                Ok(()) => self.chunks_sent += 1,
+                Err(Refused::Full(item)) => {
+                    self.ready.push_front(item);
+                    return Some(Step::SinkFull);
+                }
+                Err(Refused::Gone) => {
+                    self.fail("the receiver is gone".to_owned());
+                    return Some(Step::Ended);
+                }
+            }
+        }
+        None
+    }
+
+    /// The next pending chunk of this pass that may hold anything; holes that were never sent are passed over.
+    fn next_pending(&mut self, image: &Image, looks: &mut u32) -> Option<u64> {
+        while *looks > 0 {
+            *looks -= 1;
+            let index = self.pending.next(self.cursor)?;
+            if self.sent.get(index) {
+                self.cursor = index + 1;
+                return Some(index);
+            }
+            let data = image.next_data(index * CHUNK_BYTES).map_or(u64::MAX, |d| d / CHUNK_BYTES);
+            if data <= index {
+                self.cursor = index + 1;
+                return Some(index);
+            }
+            // Everything before `data` is a hole, so what was not sent needs no sending.
+            let end = data.min(self.sent.next(index).unwrap_or(u64::MAX)).min(self.pending.len);
+            self.pending.clear_range(index, end);
+            self.cursor = end;
+        }
+        None
+    }
+
+    fn end_of_pass(&mut self) {
+        self.cursor = 0;
+        if self.phase == CopyPhase::Frozen {
+            if self.pending.ones == 0 {
+                self.phase = CopyPhase::Done;
+                self.ready.push_back(CopyItem::End { point: self.point });
+            }
+            return;
+        }
+        self.passes += 1;
+        if self.pending.ones <= PENDING_FEW || self.passes >= PASSES_MAX {
+            self.phase = CopyPhase::Converged;
+        }
+    }
+
+    /// Reads a pending chunk as it is now and makes it ready to be sent.
+    fn take_chunk(&mut self, image: &Image, index: u64) {
+        let offset = index * CHUNK_BYTES;
+        let len = (self.size - offset).min(CHUNK_BYTES);
+        match image.read(offset, usize::try_from(len).unwrap_or(usize::MAX)) {
+            Ok(data) => {
+                self.pending.clear(index);
+                if data.iter().any(|b| *b != 0) {
+                    self.sent.set(index);
+                    self.ready.push_back(CopyItem::Chunk { index, data });
+                } else if self.sent.get(index) {
+                    self.ready.push_back(CopyItem::Zero { index });
+                }
+            }
+            Err(reason) => self.fail(reason),
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.phase = CopyPhase::Failed;
+        self.ready.clear();
+        self.ready.push_back(CopyItem::Failed { reason: reason.clone() });
+        self.error = Some(reason);
+    }
+}
+
+/// A set of chunk indices with its size.
+#[derive(Debug)]
+struct Bitmap {
+    words: Vec<u64>,
+    len: u64,
+    ones: u64,
+}
+
+impl Bitmap {
+    fn empty(len: u64) -> Self {
+        let words = usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX);
+        Self { words: vec![0; words], len, ones: 0 }
+    }
+
+    fn full(len: u64) -> Self {
+        let mut map = Self::empty(len);
+        map.words.fill(u64::MAX);
+        if let Some(last) = map.words.last_mut()
+            && !len.is_multiple_of(64)
+        {
+            *last = (1 << (len % 64)) - 1;
+        }
+        map.ones = len;
+        map
+    }
+
+    fn word(index: u64) -> (usize, u64) {
+        (usize::try_from(index / 64).unwrap_or(usize::MAX), 1 << (index % 64))
+    }
+
+    fn get(&self, index: u64) -> bool {
+        let (word, bit) = Self::word(index);
+        self.words[word] & bit != 0
+    }
+
+    fn set(&mut self, index: u64) {
+        let (word, bit) = Self::word(index);
+        self.ones += u64::from(self.words[word] & bit == 0);
+        self.words[word] |= bit;
+    }
+
+    fn clear(&mut self, index: u64) {
+        let (word, bit) = Self::word(index);
+        self.ones -= u64::from(self.words[word] & bit != 0);
+        self.words[word] &= !bit;
+    }
+
+    fn clear_range(&mut self, start: u64, end: u64) {
+        for index in start..end {
+            self.clear(index);
+        }
+    }
+
+    /// The first member at `from` or behind.
+    fn next(&self, from: u64) -> Option<u64> {
+        let (first, bit) = Self::word(from);
+        let head = self.words.get(first)? & !(bit - 1);
+        if head != 0 {
+            return Some(from / 64 * 64 + u64::from(head.trailing_zeros()));
+        }
+        let rest = self.words.get(first + 1..)?;
+        let (skipped, word) = rest.iter().enumerate().find(|(_, w)| **w != 0)?;
+        Some((from / 64 + 1 + skipped as u64) * 64 + u64::from(word.trailing_zeros()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bitmap_finds_members_across_words() {
+        let mut map = Bitmap::empty(200);
+        for i in [0, 63, 64, 199] {
+            map.set(i);
+            map.set(i);
+        }
+        assert_eq!(map.ones, 4);
+        let found: Vec<_> = std::iter::successors(map.next(0), |i| map.next(i + 1)).collect();
+        assert_eq!(found, [0, 63, 64, 199]);
+        map.clear_range(10, 70);
+        assert_eq!((map.ones, map.next(1), map.next(200)), (2, Some(199), None));
+        let full = Bitmap::full(70);
+        assert_eq!((full.ones, full.next(69), full.next(70)), (70, Some(69), None));
+    }
+}

@@ -1,0 +1,240 @@
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::time::Instant;
+
+use super::copy::{CHUNK_BYTES, CopyItem, CopyPhase};
+use super::mirror::{MirrorError, MirrorWriter};
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn image_file(dir: &Path, size: u64) -> PathBuf {
+    let path = dir.join("disk.img");
+    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+fn start(path: &Path, mode: OpenMode) -> (DiskHandle, Receiver<Completion>) {
+    let (tx, rx) = channel();
+    let image = Image::open(path, mode).unwrap();
+    let disk = DiskHandle::start(3, image, move |c| drop(tx.send(c))).unwrap();
+    (disk, rx)
+}
+
+fn write(offset: u64, byte: u8, len: usize) -> BlkOp {
+    BlkOp::Write { offset, data: vec![byte; len] }
+}
+
+fn wait_for(disk: &DiskHandle, what: impl Fn(&DiskStatus) -> bool) -> DiskStatus {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let status = disk.status();
+        if what(&status) {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "never came about: {status:?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn requests_are_carried_out_in_order() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), 1 << 20);
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    for i in 0..100u8 {
+        disk.submit(u64::from(i), write(512, i, 1024));
+    }
+    disk.submit(100, BlkOp::Flush);
+    disk.submit(101, BlkOp::Read { offset: 0, len: 2048 });
+    disk.submit(102, BlkOp::Discard { offset: 512, len: 512 });
+    disk.submit(103, BlkOp::WriteZeroes { offset: 1024, len: 512 });
+    disk.submit(104, BlkOp::Read { offset: 0, len: 2048 });
+    drop(disk);
+    let all: Vec<_> = done.iter().collect();
+    let ids: Vec<_> = all.iter().map(|c| c.id).collect();
+    assert_eq!(ids, (0..=104).collect::<Vec<_>>());
+    assert!(all.iter().all(|c| c.dev == 3 && c.status == BlkStatus::Ok && c.error.is_none()));
+    assert_eq!(all[101].data, [[0; 512], [99; 512], [99; 512], [0; 512]].concat());
+    assert_eq!(all[104].data, [0; 2048]);
+}
+
+#[test]
+fn requests_that_cannot_be_carried_out_fail_and_the_disk_goes_on() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), 1 << 20);
+    let (disk, done) = start(&path, OpenMode::ReadOnly);
+    disk.submit(0, write(0, 1, 512));
+    disk.submit(1, BlkOp::Read { offset: (1 << 20) - 512, len: 1024 });
+    disk.submit(2, BlkOp::Read { offset: u64::MAX, len: 512 });
+    disk.submit(3, BlkOp::Read { offset: 0, len: u32::MAX });
+    disk.submit(4, BlkOp::Discard { offset: 512, len: u64::MAX });
+    disk.submit(5, BlkOp::Read { offset: 0, len: 512 });
+    let all: Vec<_> = (0..6).map(|_| done.recv_timeout(LIMIT).unwrap()).collect();
+    for c in &all[..5] {
+        assert_eq!(c.status, BlkStatus::IoErr);
+        assert!(c.error.as_ref().unwrap().contains("disk.img"), "{c:?}");
+    }
+    assert_eq!(all[5].status, BlkStatus::Ok);
+    let status = disk.status();
+    assert_eq!(status.errors, 5);
+    assert!(status.last_error.unwrap().contains("read-only"));
+}
+
+#[test]
+fn images_that_are_no_disks_are_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let open = |p: &Path| Image::open(p, OpenMode::Exclusive).unwrap_err();
+    let missing = open(&tmp.path().join("none.img"));
+    assert!(crate::one_line::one_line(&missing).contains("none.img: No such file"), "{missing}");
+    for bad in [tmp.path(), Path::new("/dev/full")] {
+        assert!(matches!(open(bad), OpenImageError::NotADisk { .. }));
+    }
+    for size in [0, 511, 513] {
+        let path = image_file(tmp.path(), size);
+        assert!(matches!(open(&path), OpenImageError::BadSize { .. }));
+    }
+    let path = image_file(tmp.path(), 512);
+    let first = Image::open(&path, OpenMode::Exclusive).unwrap();
+    assert!(matches!(open(&path), OpenImageError::InUse { .. }));
+    assert!(Image::open(&path, OpenMode::Shared).is_ok());
+    drop(first);
+    assert!(Image::open(&path, OpenMode::Exclusive).is_ok());
+}
+
+/// Receives a copy into `target`; returns the number of items.
+fn receive(items: &Receiver<CopyItem>, target: &Path, size: u64) -> usize {
+    let mut writer = MirrorWriter::create(target, size).unwrap();
+    for count in 1.. {
+        let item = items.recv_timeout(LIMIT).unwrap();
+        if writer.apply(&item).unwrap() {
+            assert_eq!(item, CopyItem::End { point: 77 });
+            writer.finish().unwrap();
+            return count;
+        }
+    }
+    0
+}
+
+#[test]
+fn a_copy_ends_with_the_contents_at_the_freeze() {
+    const SIZE: u64 = 40 * CHUNK_BYTES + 512;
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), SIZE);
+    let target = tmp.path().join("mirror.img");
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    let mut seed = 1u64;
+    let mut next = move |n: u64| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) % n
+    };
+    let mut random = |id: u64| {
+        let len = 512 * (1 + next(300));
+        let offset = 512 * next((SIZE - len) / 512 + 1);
+        match next(4) {
+            0 => BlkOp::Discard { offset, len },
+            1 => BlkOp::WriteZeroes { offset, len },
+            _ => write(offset, u8::try_from(id % 255).unwrap() + 1, usize::try_from(len).unwrap()),
+        }
+    };
+    // Room for one item: the sink is full most of the time.
+    let (tx, items) = sync_channel(1);
+    let mirror = target.clone();
+    let receiver = std::thread::spawn(move || receive(&items, &mirror, SIZE));
+    for id in 0..50 {
+        disk.submit(id, random(id));
+    }
+    disk.begin_copy(Box::new(tx));
+    for id in 50..300 {
+        disk.submit(id, random(id));
+    }
+    disk.submit(300, BlkOp::Read { offset: 0, len: u32::try_from(SIZE).unwrap() });
+    disk.freeze_copy(77);
+    for id in 301..600 {
+        disk.submit(id, random(id));
+    }
+    receiver.join().unwrap();
+    let at_freeze = done.iter().find(|c| c.id == 300).unwrap().data;
+    let copied = std::fs::read(&target).unwrap();
+    assert!(copied == at_freeze, "the mirror differs from the contents at the freeze");
+    let status = wait_for(&disk, |s| s.copy.as_ref().unwrap().phase == CopyPhase::Done);
+    assert_eq!(status.copy.unwrap().chunks_pending, 0);
+    drop(disk);
+    assert!(std::fs::read(&path).unwrap() != at_freeze);
+}
+
+#[test]
+fn a_sparse_disk_sends_only_what_it_holds() {
+    const SIZE: u64 = 8 << 30;
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), SIZE);
+    let target = tmp.path().join("mirror.img");
+    let (disk, _done) = start(&path, OpenMode::Exclusive);
+    disk.submit(0, write(5 << 30, 7, 4096));
+    let (tx, items) = sync_channel(1);
+    disk.begin_copy(Box::new(tx));
+    wait_for(&disk, |s| s.copy.as_ref().is_some_and(|c| c.phase == CopyPhase::Converged));
+    disk.freeze_copy(77);
+    assert_eq!(receive(&items, &target, SIZE), 2);
+    assert_eq!(std::fs::metadata(&target).unwrap().len(), SIZE);
+}
+
+#[test]
+fn a_receiver_that_goes_away_ends_the_copy_and_not_the_disk() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), 1 << 20);
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    disk.submit(0, write(0, 1, 1 << 20));
+    let (tx, items) = sync_channel(1);
+    drop(items);
+    disk.begin_copy(Box::new(tx));
+    let status = wait_for(&disk, |s| s.copy.as_ref().is_some_and(|c| c.phase == CopyPhase::Failed));
+    assert_eq!(status.copy.unwrap().error.unwrap(), "the receiver is gone");
+    disk.submit(1, BlkOp::Flush);
+    assert_eq!(done.iter().take(2).last().unwrap().status, BlkStatus::Ok);
+}
+
+#[test]
+fn a_stuck_receiver_never_holds_up_the_guest() {
+    const SIZE: u64 = 1200 * CHUNK_BYTES;
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), SIZE);
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    for i in 0..1200 {
+        disk.submit(i, write(i * CHUNK_BYTES, 1, 512));
+    }
+    let (tx, _items) = sync_channel(1);
+    disk.begin_copy(Box::new(tx));
+    disk.freeze_copy(1);
+    for i in 0..1200 {
+        disk.submit(i, write(i * CHUNK_BYTES, 2, 512));
+    }
+    for _ in 0..2400 {
+        assert_eq!(done.recv_timeout(LIMIT).unwrap().status, BlkStatus::Ok);
+    }
+    let status = wait_for(&disk, |s| s.copy.as_ref().is_some_and(|c| c.phase == CopyPhase::Failed));
+    assert!(status.copy.unwrap().error.unwrap().contains("too slow"));
+}
+
+#[test]
+fn an_abandoned_mirror_leaves_nothing_behind() {
+    let tmp = tempfile::tempdir().unwrap();
+    let target = tmp.path().join("m.img");
+    std::fs::write(&target, "old").unwrap();
+    let mut writer = MirrorWriter::create(&target, CHUNK_BYTES + 512).unwrap();
+    assert!(matches!(MirrorWriter::create(&target, 512), Err(MirrorError::Busy { .. })));
+    writer.write_chunk(1, &[1; 512]).unwrap();
+    assert!(writer.write_chunk(0, &[1; 512]).is_err());
+    assert!(writer.write_chunk(2, &[1; 512]).is_err());
+    assert!(writer.write_chunk(u64::MAX, &[]).is_err());
+    assert!(writer.zero_chunk(u64::MAX / CHUNK_BYTES).is_err());
+    assert!(writer.apply(&CopyItem::Failed { reason: "x".into() }).is_err());
+    drop(writer);
+    assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read(&target).unwrap(), b"old");
+    // What a crash left behind is replaced.
+    std::fs::write(tmp.path().join("m.img.partial"), "rubbish").unwrap();
+    let writer = MirrorWriter::create(&target, 1024).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(std::fs::read(&target).unwrap(), [0; 1024]);
+}
