@@ -12,13 +12,13 @@ use crate::BuildGuestError;
 use crate::apt::{Apt, WorkDir, make_dir, rename, write};
 use crate::elf::Elf;
 
-/// What guests load, beside the dependencies: drivers of the board's devices and the disk's file system.
+/// What guests load, beside the dependencies: drivers of the board's devices.
 const MODULES: &[&str] =
-    &["virtio_mmio", "virtio_net", "virtio_blk", "virtio_console", "virtio_rng", "ext4"];
+    &["virtio_mmio", "virtio_net", "virtio_blk", "virtio_console", "virtio_rng"];
 /// The file system's modules with what they load at run time; guests that keep no data go without.
 const DISK_MODULES: &[&str] = &["crc32c_generic", "ext4"];
 /// Raised when what is kept of the package changes.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// Kernel files in the cache.
 #[derive(Debug)]

@@ -37,7 +37,7 @@ use kernel::Kernel;
 /// Debian release that guests come from; the first with riscv64 as an official architecture.
 const SUITE: &str = "trixie";
 /// Raised when the way of building changes without a change of a script.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// Size of the disk made for a Redis guest.
 const DISK_BYTES: u64 = 64 << 20;
 /// Packages that only graphics programs load at run time, and that are large.
