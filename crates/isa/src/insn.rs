@@ -115,7 +115,7 @@ mod tests {
         for raw in [0, 0xffff_0000, 0x8000] {
             assert_eq!(decode(raw), Insn::new(Op::Illegal, 2));
         }
-        for raw in [3, 0xffff_ffff, 0x0000_201f] {
+        for raw in [0x7003, 0xffff_ffff, 0x0000_201f] {
             assert_eq!(decode(raw), Insn::new(Op::Illegal, 4));
         }
     }

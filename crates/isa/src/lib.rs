@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod compressed;
+pub mod float;
 mod insn;
 mod table;
 
