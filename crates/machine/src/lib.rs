@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod board;
 pub mod config;
 pub mod io;
 pub mod ram;
