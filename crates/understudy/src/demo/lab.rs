@@ -1,0 +1,372 @@
+//! The demo's hosts: three daemons of this program, an arbiter, and the machine that they protect.
+//!
+//! # Invariants
+//! - Each host has a network namespace and a mount namespace of its own, so that one path (`/run/vm`) is another
+//!   directory on each of them, as it is on separate computers.
+//! - A signal goes to a host's whole process group, and to nothing else.
+
+use std::fs;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use guest::GuestFiles;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::DemoArgs;
+use super::control::{Control, VmView};
+use super::fault::Fault;
+use super::net::{self, Station};
+use super::progress::Progress;
+use super::rounds::Cluster;
+
+/// Names of the hosts; host `n` has address `10.77.0.n`.
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+/// The machine's name.
+const VM: &str = "redis";
+/// The machine's address.
+const VM_ADDRESS: &str = "10.77.0.10";
+/// The namespace that the client is in.
+pub(super) const CLIENT: &str = "client";
+const WITNESS: &str = "witness";
+const WITNESS_ADDRESS: &str = "10.77.0.100";
+/// The machine's disk, the same path on every host.
+const DISK: &str = "/run/vm/redis.img";
+/// Longest wait for a daemon's or the arbiter's first answer.
+const UP_MAX: Duration = Duration::from_secs(20);
+/// Longest boot of the guest.
+const BOOT_MAX: Duration = Duration::from_secs(300);
+
+struct Host {
+    name: &'static str,
+    dir: PathBuf,
+    daemon: Option<Child>,
+    control: Control,
+}
+
+/// The running hosts; all children are killed when dropped.
+pub(super) struct Lab {
+    exe: PathBuf,
+    dir: PathBuf,
+    guest: GuestFiles,
+    arbiter: String,
+    detection_ms: u32,
+    etcd: Option<Child>,
+    hosts: Vec<Host>,
+}
+
+/// Where Redis listens.
+pub(super) fn redis_address() -> SocketAddr {
+    SocketAddr::from(([10, 77, 0, 10], 6379))
+}
+
+impl Lab {
+    /// Makes the network and the arbiter; [`Self::start`] does the rest.
+    pub(super) fn new(
+        dir: &Path,
+        guest: GuestFiles,
+        etcd: Option<&Path>,
+        args: &DemoArgs,
+        progress: &Progress,
+    ) -> anyhow::Result<Self> {
+        progress.say("making the network: a switch, three hosts, a client, a witness");
+        net::add_switch()?;
+        for (index, name) in HOSTS.into_iter().enumerate() {
+            net::add_station(name, Station::Host, &format!("{}/24", address(index)))?;
+        }
+        net::add_station(CLIENT, Station::Plain, "10.77.0.50/24")?;
+        net::add_station(WITNESS, Station::Plain, &format!("{WITNESS_ADDRESS}/24"))?;
+        let exe = std::env::current_exe().context("find this program's file")?;
+        let mut lab = Self {
+            exe,
+            dir: dir.to_owned(),
+            guest,
+            arbiter: String::new(),
+            detection_ms: args.detection_ms,
+            etcd: None,
+            hosts: Vec::new(),
+        };
+        lab.start_arbiter(etcd, progress)?;
+        write_secret(&dir.join("secret"))?;
+        Ok(lab)
+    }
+
+    /// Starts the three daemons, then the machine, and waits until Redis answers.
+    pub(super) fn start(&mut self, args: &DemoArgs, progress: &Progress) -> anyhow::Result<()> {
+        for name in HOSTS {
+            let dir = self.dir.join(name);
+            let control = Control::new(&self.exe, &dir.join("control.sock"));
+            self.hosts.push(Host { name, dir, daemon: None, control });
+            self.start_daemon(name)?;
+        }
+        for name in HOSTS {
+            self.wait_up(name, progress)?;
+        }
+        progress.say("h1, h2 and h3 are up");
+        let file = self.dir.join("vm.toml");
+        fs::write(&file, self.vm_file(args)).context("write vm.toml")?;
+        let first = self.hosts.first().context("there is a first host")?;
+        first.control.start(&file).context("start the machine on h1")?;
+        progress.say("the machine boots Debian's kernel on h1");
+        progress.wait_for(
+            "Redis in the machine",
+            BOOT_MAX,
+            Duration::from_millis(200),
+            |note| {
+                note.push_str(&self.view(None).map(|view| view.words()).unwrap_or_default());
+                Ok(net::inside(CLIENT, || super::client::answers(redis_address()))?.then_some(()))
+            },
+        )?;
+        progress.say(&format!("Redis answers at {VM_ADDRESS}"));
+        Ok(())
+    }
+
+    /// The last lines that each daemon wrote, for when something went wrong.
+    pub(super) fn log_tails(&self) -> String {
+        let tail = |host: &Host| {
+            let log = fs::read_to_string(host.dir.join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(8)..].iter();
+            last.map(|line| format!("  {}: {line}\n", host.name)).collect::<String>()
+        };
+        self.hosts.iter().map(tail).collect()
+    }
+
+    fn start_arbiter(&mut self, etcd: Option<&Path>, progress: &Progress) -> anyhow::Result<()> {
+        let Some(etcd) = etcd else {
+            let dir = self.dir.join("arbiter");
+            fs::create_dir(&dir).context("make the arbiter's directory")?;
+            self.arbiter = format!("dir = {}", quoted(&dir));
+            progress.say("there is no etcd: a shared directory is the arbiter");
+            return Ok(());
+        };
+        let url = format!("http://{WITNESS_ADDRESS}:2379");
+        let program = etcd.to_str().context("the path of etcd is not UTF-8")?;
+        let mut command = net::command_in(WITNESS, program);
+        command.arg("--data-dir").arg(self.dir.join("etcd"));
+        command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+        command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
+        command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]);
+        command.args(["--initial-cluster", "default=http://127.0.0.1:2380"]);
+        self.etcd =
+            Some(logged(&mut command, &self.dir.join("etcd.log"))?.spawn().context("start etcd")?);
+        self.arbiter = format!("etcd = [\"{url}\"]");
+        let listens = SocketAddr::from(([10, 77, 0, 100], 2379));
+        let connects =
+            || std::net::TcpStream::connect_timeout(&listens, Duration::from_millis(500)).is_ok();
+        progress.wait_for("etcd", UP_MAX, Duration::from_millis(100), |_| {
+            if let Some(status) =
+                self.etcd.as_mut().and_then(|child| child.try_wait().ok().flatten())
+            {
+                anyhow::bail!("etcd ended ({status}); see {}", self.dir.join("etcd.log").display());
+            }
+            Ok(net::inside(WITNESS, connects)?.then_some(()))
+        })?;
+        progress.say("the witness runs etcd, the arbiter");
+        Ok(())
+    }
+
+    /// Starts the daemon of `name` with fresh state, as a computer that was installed anew.
+    fn start_daemon(&mut self, name: &str) -> anyhow::Result<()> {
+        let config = self.host_file(name);
+        let host = find(&mut self.hosts, name)?;
+        for old in ["state", "vm", "control.sock"] {
+            remove(&host.dir.join(old))?;
+        }
+        let vm = host.dir.join("vm");
+        for dir in [&host.dir.join("state"), &vm] {
+            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        }
+        if let Some(disk) = &self.guest.disk {
+            let to = vm.join("redis.img");
+            net::run("cp", &["--sparse=always", path_text(disk)?, path_text(&to)?])?;
+        }
+        let file = host.dir.join("host.toml");
+        fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
+        let mut command = net::command_in(host.name, "unshare");
+        let script = "mount --bind \"$1\" /run/vm && exec \"$2\" host --config \"$3\"";
+        command.args(["--mount", "sh", "-c", script, "host"]).arg(&vm).arg(&self.exe).arg(&file);
+        let log = host.dir.join("log");
+        host.daemon = Some(logged(&mut command, &log)?.spawn().context("start a host's daemon")?);
+        Ok(())
+    }
+
+    fn wait_up(&mut self, name: &str, progress: &Progress) -> anyhow::Result<()> {
+        let host = find(&mut self.hosts, name)?;
+        let what = format!("the daemon of {name}");
+        progress.wait_for(&what, UP_MAX, Duration::from_millis(50), |_| {
+            if let Some(status) =
+                host.daemon.as_mut().and_then(|child| child.try_wait().ok().flatten())
+            {
+                anyhow::bail!("the daemon of {name} ended ({status})");
+            }
+            Ok(host.control.answers().then_some(()))
+        })
+    }
+
+    fn host_file(&self, name: &str) -> String {
+        let dir = self.dir.join(name);
+        let own = HOSTS.iter().position(|&host| host == name).unwrap_or_default();
+        let mut text = format!(
+            "name = \"{name}\"\nlisten = \"{}:7700\"\nsocket = {}\nstate_dir = {}\nsecret_file = {}\n\
+             detection_ms = {}\n\n[arbiter]\n{}\n\n[peers]\n",
+            address(own),
+            quoted(&dir.join("control.sock")),
+            quoted(&dir.join("state")),
+            quoted(&self.dir.join("secret")),
+            self.detection_ms,
+            self.arbiter,
+        );
+        for (index, peer) in HOSTS.iter().enumerate() {
+            text.push_str(&format!("{peer} = \"{}:7700\"\n", address(index)));
+        }
+        text
+    }
+
+    fn vm_file(&self, args: &DemoArgs) -> String {
+        let append = format!("{} understudy.ip={VM_ADDRESS}/24", self.guest.append);
+        let disk = match self.guest.disk {
+            Some(_) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
+            None => String::new(),
+        };
+        format!(
+            "name = \"{VM}\"\nmemory = \"{}\"\nharts = {}\nkernel = {}\ninitrd = {}\nappend = \"{append}\"\n\n\
+             {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:10\"\n\n\
+             [protection]\nenabled = true\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
+            args.memory,
+            args.harts,
+            quoted(&self.guest.kernel),
+            quoted(&self.guest.initrd),
+        )
+    }
+
+    fn signal(&mut self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        let host = find(&mut self.hosts, name)?;
+        let Some(child) = host.daemon.as_mut() else { return Ok(()) };
+        let group = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("a process has an id")?;
+        kill_process_group(group, signal)
+            .with_context(|| format!("signal the processes of {name}"))?;
+        if signal == Signal::KILL {
+            child.wait()?;
+            host.daemon = None;
+        }
+        Ok(())
+    }
+}
+
+impl Cluster for Lab {
+    fn view(&self, not: Option<&str>) -> Option<VmView> {
+        let asked =
+            self.hosts.iter().filter(|host| not != Some(host.name) && host.daemon.is_some());
+        // An old live host that has not heard yet speaks of an older generation.
+        let views = asked.filter_map(|host| Some((host.name, host.control.view(VM)?)));
+        let best = views
+            .max_by_key(|(name, view)| (view.generation, view.live_host.as_deref() == Some(*name)));
+        best.map(|(_, view)| view)
+    }
+
+    fn inflict(&mut self, fault: Fault, host: &str) -> anyhow::Result<()> {
+        if fault.cuts() {
+            net::set_port(host, false)?;
+        }
+        match fault {
+            Fault::Kill | Fault::Power => self.signal(host, Signal::KILL),
+            Fault::Freeze => self.signal(host, Signal::STOP),
+            Fault::Partition => Ok(()),
+        }
+    }
+
+    fn mend(&mut self, fault: Fault, host: &str, progress: &Progress) -> anyhow::Result<()> {
+        if fault.cuts() {
+            net::set_port(host, true)?;
+        }
+        if fault == Fault::Freeze {
+            self.signal(host, Signal::CONT)?;
+        }
+        let entry = find(&mut self.hosts, host)?;
+        let ended = match entry.daemon.as_mut() {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        };
+        if ended || fault.kills() {
+            self.start_daemon(host)?;
+        }
+        self.wait_up(host, progress)?;
+        progress.say(&format!("{host} is back"));
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in HOSTS {
+            if let Err(error) = self.signal(name, Signal::KILL)
+                && self.hosts.iter().any(|host| host.name == name)
+            {
+                eprintln!("{error:#}");
+            }
+        }
+        if let Some(mut etcd) = self.etcd.take() {
+            // An error means that it ended already.
+            drop(etcd.kill());
+            drop(etcd.wait());
+        }
+    }
+}
+
+fn find<'a>(hosts: &'a mut [Host], name: &str) -> anyhow::Result<&'a mut Host> {
+    hosts
+        .iter_mut()
+        .find(|host| host.name == name)
+        .with_context(|| format!("there is no host {name}"))
+}
+
+fn address(index: usize) -> String {
+    format!("10.77.0.{}", index + 1)
+}
+
+fn path_text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+/// A path as a TOML string.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{text}\"")
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match gone {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn logged<'a>(
+    command: &'a mut std::process::Command,
+    path: &Path,
+) -> anyhow::Result<&'a mut std::process::Command> {
+    let open = fs::OpenOptions::new().create(true).append(true).open(path);
+    let log = open.with_context(|| format!("open {}", path.display()))?;
+    let also = log.try_clone()?;
+    Ok(command.stdout(Stdio::from(log)).stderr(Stdio::from(also)))
+}
+
+fn write_secret(path: &Path) -> anyhow::Result<()> {
+    let mut bytes = [0u8; 32];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    use std::io::Write;
+    file.and_then(|mut file| file.write_all(text.as_bytes())).context("write the secret")
+}
