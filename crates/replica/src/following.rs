@@ -179,7 +179,7 @@ impl Following {
         self.primary_is_lost(cx)
     }
 
-    fn primary_is_lost(self: Box<Self>, cx: &mut Cx<'_>) -> State {
+    fn primary_is_lost(self, cx: &mut Cx<'_>) -> State {
         if self.is_loaded {
             self.go_live(cx, None)
         } else {

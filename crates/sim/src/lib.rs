@@ -24,4 +24,4 @@ mod world;
 
 pub use checks::Violation;
 pub use replica::Mutation;
-pub use world::{Options, Report, run, run_with};
+pub use world::{Options, Report, run, run_told, run_with};

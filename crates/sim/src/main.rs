@@ -1,4 +1,4 @@
-//! Plays histories: `sim SEED` one, `sim FROM TO` a range, and prints what happened.
+//! Plays histories: `sim SEED` one, told event by event, `sim FROM TO` a range, and prints what happened.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "this is what it is for")]
@@ -18,11 +18,18 @@ fn main() -> ExitCode {
     let mut is_good = true;
     let (mut lost, mut failovers, mut slowest) = (0u64, 0u64, 0u64);
     for seed in from..=to {
-        match sim::run(seed) {
+        let result = if from == to {
+            sim::run_told(seed, sim::Options::default(), |line| println!("{line}"))
+        } else {
+            sim::run(seed)
+        };
+        match result {
             Ok(report) => {
                 lost += u64::from(report.is_lost);
                 failovers += report.failovers;
-                slowest = slowest.max(report.healed_in_us);
+                if !report.is_lost {
+                    slowest = slowest.max(report.healed_in_us);
+                }
                 if from == to {
                     println!("seed {seed}: {report:?}");
                 }

@@ -147,13 +147,15 @@ impl World {
         }
         host.incarnation += 1;
         host.losses += 1;
+        let arrivals = self.net.crash(self.now, &mut self.rng, index, silent);
+        self.schedule_arrivals(arrivals);
+        self.tell(|| format!("{index} crashes, silent {silent}"));
+        let host = &mut self.hosts[index];
         host.is_paused = false;
         host.waiting.clear();
         host.has_slices = false;
         host.has_replay = false;
         host.drop_machine();
-        let arrivals = self.net.crash(self.now, &mut self.rng, index, silent);
-        self.schedule_arrivals(arrivals);
     }
 
     pub(crate) fn restart(&mut self, index: usize) {
@@ -214,6 +216,9 @@ impl World {
             self.note_message(index, message);
         }
         let now = self.mono(index);
+        if !matches!(event, Event::Tick | Event::LogProduced { .. } | Event::Replayed { .. }) {
+            self.tell(|| format!("{index} at {now:?}: {event:?}"));
+        }
         let Some(node) = &mut self.hosts[index].node else { return Ok(()) };
         let mut out = vec![];
         node.handle(now, event, &mut out);
@@ -241,6 +246,7 @@ impl World {
     }
 
     fn execute(&mut self, index: usize, command: Command) -> Result<(), Violation> {
+        self.tell(|| format!("{index} does {command:?}"));
         match command {
             Command::Send { link, message } => {
                 let packet = Packet::Message(replica::encode(&message));
@@ -305,7 +311,7 @@ impl World {
     }
 
     fn ask_arbiter(&mut self, host: usize, op: u64, ask: Ask) {
-        let incarnation = self.hosts[host].incarnation;
+        let Host { incarnation, losses, .. } = self.hosts[host];
         let chance = if self.has_faults { self.rng.range(0, 19) } else { 19 };
         // Lost, lost answer, answer "unreachable" although it gets through, repeated, late.
         if chance == 0 {
@@ -320,7 +326,7 @@ impl World {
             if chance == 4 || chance == 1 {
                 after += self.rng.range(1_000, 60_000);
             }
-            let event = Ev::Ask { host, incarnation, op, ask: ask.clone(), is_answered };
+            let event = Ev::Ask { host, incarnation, op, ask: ask.clone(), is_answered, losses };
             self.schedule(self.now + after, event);
         }
     }
@@ -458,9 +464,8 @@ impl World {
     fn replay(&mut self, index: usize) -> Result<(), Violation> {
         let host = &mut self.hosts[index];
         host.has_replay = false;
-        let (Some(toy), Some((bytes, end))) = (&mut host.machine, host.replay.pop_front()) else {
-            return Ok(());
-        };
+        let Some(toy) = &mut host.machine else { return Ok(()) };
+        let Some((bytes, end)) = host.replay.pop_front() else { return Ok(()) };
         toy.replay(&bytes);
         let theirs = host.session.and_then(|link| self.traces.get(&link.0)?.get(&end.lsn));
         if let Some(&theirs) = theirs {

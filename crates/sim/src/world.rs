@@ -76,11 +76,29 @@ pub fn run_with(seed: u64, options: Options) -> Result<Report, Violation> {
     Ok(world.report)
 }
 
+/// Runs the history of `seed` and tells it, event by event, to `teller`.
+///
+/// # Errors
+/// The first broken invariant.
+pub fn run_told(seed: u64, options: Options, teller: fn(&str)) -> Result<Report, Violation> {
+    let mut world = World::new(seed, options);
+    world.teller = Some(teller);
+    world.play()?;
+    Ok(world.report)
+}
+
+/// Hosts of a record, each with how often it had lost its copy when the record was asked for or stored.
+#[derive(Debug, Clone, Copy)]
+struct Stamp {
+    writer: (usize, u64),
+    secondary: Option<(usize, u64)>,
+}
+
 #[derive(Debug)]
 pub(crate) enum Ev {
     Host { host: usize, incarnation: u64, what: ToHost },
     Arrival { link: usize, direction: usize },
-    Ask { host: usize, incarnation: u64, op: u64, ask: Ask, is_answered: bool },
+    Ask { host: usize, incarnation: u64, op: u64, ask: Ask, is_answered: bool, losses: u64 },
     Client,
     Fault,
     Mend(usize, usize),
@@ -102,14 +120,15 @@ pub(crate) struct World {
     pub(crate) has_faults: bool,
     /// For each link, the state of the primary's machine at each log position it sent.
     pub(crate) traces: BTreeMap<u64, BTreeMap<u64, u64>>,
-    /// For each record: who wrote it, how often that host and the named secondary had lost their copy.
-    stamps: Vec<(usize, u64, Option<(usize, u64)>)>,
+    /// For each record, whose it was.
+    stamps: Vec<Stamp>,
     /// Which host was told of being secondary by which generation.
     told: BTreeSet<(usize, u64)>,
     queue: BTreeMap<(u64, u64), Ev>,
     scheduled: u64,
     next_write: u64,
     outstanding: BTreeMap<u64, u64>,
+    teller: Option<fn(&str)>,
 }
 
 impl World {
@@ -134,6 +153,7 @@ impl World {
             scheduled: 0,
             next_write: 1,
             outstanding: BTreeMap::new(),
+            teller: None,
         }
     }
 
@@ -150,6 +170,12 @@ impl World {
     pub(crate) fn schedule_arrivals(&mut self, arrivals: impl IntoIterator<Item = Arrival>) {
         for Arrival { at, link, direction } in arrivals {
             self.schedule(at, Ev::Arrival { link, direction });
+        }
+    }
+
+    pub(crate) fn tell(&self, line: impl FnOnce() -> String) {
+        if let Some(teller) = self.teller {
+            teller(&format!("{:>8} {}", self.now, line()));
         }
     }
 
@@ -186,8 +212,8 @@ impl World {
         match event {
             Ev::Host { host, incarnation, what } => self.deliver(host, incarnation, what)?,
             Ev::Arrival { link, direction } => self.arrive(link, direction)?,
-            Ev::Ask { host, incarnation, op, ask, is_answered } => {
-                self.ask(host, incarnation, op, ask, is_answered)?;
+            Ev::Ask { host, incarnation, op, ask, is_answered, losses } => {
+                self.ask((host, incarnation, losses), op, ask, is_answered)?;
             }
             Ev::Client => self.client(),
             Ev::Fault => self.fault()?,
@@ -227,8 +253,7 @@ impl World {
 
     fn ask(
         &mut self,
-        host: usize,
-        incarnation: u64,
+        (host, incarnation, losses): (usize, u64, u64),
         op: u64,
         ask: Ask,
         is_answered: bool,
@@ -237,8 +262,9 @@ impl World {
             return Ok(());
         }
         let (reply, has_changed) = self.arbiter.answer(ask);
+        self.tell(|| format!("arbiter to {host}: {reply:?}, now {:?}", self.arbiter.current()));
         if has_changed {
-            self.on_new_record(host)?;
+            self.on_new_record(host, losses)?;
         }
         if is_answered && incarnation == self.hosts[host].incarnation {
             self.reply(host, op, reply);
@@ -254,16 +280,13 @@ impl World {
         self.schedule_host(after, host, ToHost::Core(Event::ArbiterReply { op, reply }));
     }
 
-    fn on_new_record(&mut self, writer: usize) -> Result<(), Violation> {
+    fn on_new_record(&mut self, writer: usize, losses: u64) -> Result<(), Violation> {
         self.checks.replica_2_generations(&self.arbiter.history)?;
         self.checks.replica_2_named(&self.arbiter.history)?;
         let named = self.arbiter.current().and_then(|record| record.secondary.clone());
         let named = named.and_then(|name| self.hosts.iter().position(|host| host.name == name));
-        self.stamps.push((
-            writer,
-            self.hosts[writer].losses,
-            named.map(|secondary| (secondary, self.hosts[secondary].losses)),
-        ));
+        let secondary = named.map(|secondary| (secondary, self.hosts[secondary].losses));
+        self.stamps.push(Stamp { writer: (writer, losses), secondary });
         if let Some(secondary) = named {
             let host = &self.hosts[secondary];
             let is_following = host.role() == Some(Role::Secondary);
@@ -363,9 +386,10 @@ impl World {
 
     /// Whether every copy that the record knows of is gone.
     fn may_be_lost(&self) -> bool {
-        let Some(&(writer, losses, named)) = self.stamps.last() else { return true };
+        let Some(stamp) = self.stamps.last() else { return true };
+        let (writer, losses) = stamp.writer;
         let is_live_gone = self.hosts[writer].losses > losses;
-        let is_secondary_gone = named.is_none_or(|(secondary, losses)| {
+        let is_secondary_gone = stamp.secondary.is_none_or(|(secondary, losses)| {
             let was_told = self.told.contains(&(secondary, self.arbiter.generation()));
             self.hosts[secondary].losses > losses || !was_told
         });
