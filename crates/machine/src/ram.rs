@@ -290,6 +290,20 @@ impl GuestRam {
         was_fast
     }
 
+    /// Sets accessed and dirty bits in a valid PTE, as the walker does: adding them makes no translation stale.
+    pub fn update_pte_flags(&mut self, gpa: u64, pte: u64) {
+        let Some(off) = self.offset(gpa, 8) else { return };
+        if self.flags[off / PAGE_SIZE] != 0 {
+            self.before_write(off / PAGE_SIZE, off % PAGE_SIZE, 8);
+        }
+        self.bytes[off..off + 8].copy_from_slice(&pte.to_le_bytes());
+    }
+
+    /// Makes the engine drop every cached permission to write, of all harts.
+    pub fn drop_write_permissions(&mut self) {
+        self.protect_gen = self.protect_gen.wrapping_add(1);
+    }
+
     /// Notes that instructions were decoded from `[start, start+len)` of `page`. Returns true when writes to the page
     /// were fast until now, so that the engine must drop cached permissions to write to it.
     pub fn mark_code(&mut self, page: u32, start: usize, len: usize) -> bool {

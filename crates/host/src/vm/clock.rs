@@ -1,0 +1,90 @@
+//! The host's clock as guest time, and how fast guest time passes between clock inputs.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use machine::clock::TICKS_PER_SECOND;
+use machine::io::{ClockRate, Input};
+
+/// Nanoseconds in a tick of guest time.
+const NS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
+/// Most that guest time jumps at go-live to make up for the time that the failover took.
+const JUMP_MAX: Duration = Duration::from_secs(10);
+
+/// Maps the host's monotonic clock to guest time.
+#[derive(Debug)]
+pub(crate) struct HostClock {
+    base: Instant,
+    base_mtime: u64,
+    steps_per_us: f64,
+}
+
+impl HostClock {
+    /// Attaches the host's clock to a machine at `mtime`. When the wall clock says that guest time is a little behind
+    /// (a failover took that long), the difference is made up.
+    pub(crate) fn attach(mtime: u64, rtc_base_ns: u64) -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        let by_wall = wall_ns.saturating_sub(rtc_base_ns) / NS_PER_TICK;
+        let behind = by_wall.saturating_sub(mtime);
+        let jump = if behind < JUMP_MAX.as_nanos() as u64 / NS_PER_TICK { behind } else { 0 };
+        Self { base: Instant::now(), base_mtime: mtime + jump, steps_per_us: 200.0 }
+    }
+
+    /// Guest time that the host's clock shows.
+    pub(crate) fn mtime(&self, now: Instant) -> u64 {
+        let ns = now.saturating_duration_since(self.base).as_nanos();
+        self.base_mtime.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX) / NS_PER_TICK)
+    }
+
+    /// The moment at which guest time will be `mtime`.
+    pub(crate) fn instant_of(&self, mtime: u64) -> Instant {
+        let ticks = mtime.saturating_sub(self.base_mtime).min(TICKS_PER_SECOND * 3600);
+        self.base + Duration::from_nanos(ticks * NS_PER_TICK)
+    }
+
+    /// Notes that the machine made `steps` in `took`.
+    pub(crate) fn observe(&mut self, steps: u64, took: Duration) {
+        let us = took.as_secs_f64() * 1e6;
+        if steps >= 10_000 && us > 1.0 {
+            let sample = (steps as f64 / us).clamp(1.0, 20_000.0);
+            self.steps_per_us += (sample - self.steps_per_us) / 16.0;
+        }
+    }
+
+    /// Steps that take about `us` microseconds.
+    pub(crate) fn steps_in(&self, us: f64) -> u64 {
+        (self.steps_per_us * us) as u64
+    }
+
+    /// The clock input for now: guest time from the host, passing a little slower than the host's until the next one, so
+    /// that it never runs ahead for long.
+    pub(crate) fn input(&self, now: Instant) -> Input {
+        let ticks_per_step = TICKS_PER_SECOND as f64 / 1e6 / self.steps_per_us;
+        // A coarse rate is the same from input to input, which keeps the log small.
+        Input::Clock { mtime: self.mtime(now), rate: quantised(ticks_per_step * 65536.0 * 0.9) }
+    }
+}
+
+/// Keeps the three leading bits.
+fn quantised(rate: f64) -> ClockRate {
+    let r = rate as u32;
+    let keep = r.checked_ilog2().map_or(0, |n| n.saturating_sub(2));
+    (r >> keep << keep).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_stays_below_the_hosts_pace_and_is_coarse() {
+        let mut c = HostClock::attach(0, u64::MAX);
+        for _ in 0..200 {
+            c.observe(300_000, Duration::from_millis(1));
+        }
+        let Input::Clock { rate, .. } = c.input(Instant::now()) else { panic!() };
+        let exact = 65536.0 * 10.0 / 300.0;
+        assert!(f64::from(rate) < exact && f64::from(rate) > exact * 0.6, "{rate} {exact}");
+        assert_eq!(quantised(f64::from(rate) * 1.02), rate);
+    }
+}

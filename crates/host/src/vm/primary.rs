@@ -1,0 +1,361 @@
+//! The live machine's loop: run, apply what came, log it, hand outputs to the gate.
+//!
+//! # Invariants
+//! - INV-PRIMARY-1: every input is in the log at the icount at which it was applied, before the machine runs on.
+//! - INV-PRIMARY-2: outputs are handed over together with a mark at or after them, so that the log covers them.
+//! - INV-PRIMARY-3: while the guest runs, a mark is sent at least every [`SLICE_US`] microseconds.
+//!
+//! # Determinism
+//! The host's clock, the network, disks, consoles and random numbers enter here and nowhere else, as [`Input`]s.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use eventlog::{ClockBase, Encoder, Entry, LogPos, Record};
+use machine::io::{BlkOp, HaltReason, Input, Output, OutputKind};
+use machine::machine::Exit;
+use machine::Machine;
+use replica::{Event, LinkId};
+
+use super::bulk::{RamSender, SnapshotHead};
+use super::clock::HostClock;
+use super::definition::Definition;
+use super::shared::Shared;
+use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing};
+use crate::disk::Completion;
+
+/// Length of a slice in microseconds of host time.
+const SLICE_US: f64 = 1000.0;
+/// Guest time is set anew when the host's is this far ahead, in ticks of 100 ns.
+const CLOCK_SLACK: u64 = 2_000;
+/// Largest request for entropy that is answered, in bytes.
+const ENTROPY_MAX: u32 = 65_536;
+
+struct SnapshotUnderWay {
+    attempt: u64,
+    sender: Box<RamSender>,
+}
+
+/// A live machine.
+pub(crate) struct Primary {
+    machine: Machine,
+    disks: Disks,
+    encoder: Encoder,
+    bytes: Vec<u8>,
+    /// Outputs that wait for the next hand-over.
+    outputs: Vec<Output>,
+    clock: HostClock,
+    snapshot: Option<SnapshotUnderWay>,
+    last_mark: u64,
+    last_digest: (Instant, u64),
+    digest_interval: Duration,
+    definition: Definition,
+    is_stopped: bool,
+    halt_told: bool,
+    /// How long the guest stood still when the last protection started.
+    pub(crate) arm_pause: Duration,
+}
+
+impl Primary {
+    /// A machine at power-on.
+    pub(crate) fn fresh(machine: Machine, disks: Disks, definition: &Definition) -> Self {
+        Self::new(machine, disks, Encoder::new(LogPos::default(), ClockBase::default()), definition)
+    }
+
+    /// A machine that goes on from the end of the log that it has replayed.
+    pub(crate) fn new(machine: Machine, disks: Disks, encoder: Encoder, definition: &Definition) -> Self {
+        let clock = HostClock::attach(machine.mtime(), machine.config().rtc_base_ns);
+        Self {
+            last_mark: machine.icount(),
+            last_digest: (Instant::now(), machine.icount()),
+            machine,
+            disks,
+            encoder,
+            bytes: Vec::new(),
+            outputs: Vec::new(),
+            clock,
+            snapshot: None,
+            digest_interval: definition.digest_interval(),
+            definition: definition.clone(),
+            is_stopped: false,
+            halt_told: false,
+            arm_pause: Duration::ZERO,
+        }
+    }
+
+    /// Gives the guest answers to requests that were made before this host went live.
+    pub(crate) fn answer_outstanding(&mut self, mut completions: Completions) {
+        for kind in self.machine.outstanding() {
+            match kind {
+                OutputKind::Blk { dev, id, op } => {
+                    if let Some(done) = completions.remove(&(dev, id)) {
+                        self.disk_done(done);
+                    } else if let Some(disk) = self.disks.get(usize::from(dev)).filter(|d| !d.is_mirrored) {
+                        disk.handle.submit(id, op);
+                    }
+                    // A mirrored disk has the request already; its completion will come.
+                }
+                OutputKind::EntropyWanted { dev, len } => self.entropy(dev, len),
+                OutputKind::NetTx { .. } | OutputKind::Console { .. } => {}
+            }
+        }
+    }
+
+    /// Applies an input here and logs it.
+    fn input(&mut self, input: &Input, entry: Entry) {
+        let icount = self.machine.icount();
+        if self.machine.apply(input).is_err() {
+            // It names what the guest has reset meanwhile: nothing happened, and nothing is logged.
+            return;
+        }
+        self.record(icount, entry);
+    }
+
+    fn record(&mut self, icount: u64, entry: Entry) {
+        let record = Record { icount, entry };
+        if let Err(e) = self.encoder.append(&record, &mut self.bytes) {
+            // An input larger than the log allows; the shell cuts all of them to size before.
+            unreachable!("own input does not fit the log: {e}");
+        }
+    }
+
+    fn disk_done(&mut self, done: Completion) {
+        let mirrored = self.disks.get(usize::from(done.dev)).is_some_and(|d| d.is_mirrored);
+        let input = Input::BlkDone { dev: done.dev, id: done.id, status: done.status, data: done.data };
+        let entry = if mirrored { Entry::mirrored(&input) } else { Entry::Input(input.clone()) };
+        self.input(&input, entry);
+    }
+
+    fn entropy(&mut self, dev: u8, len: u32) {
+        let mut bytes = vec![0; len.min(ENTROPY_MAX) as usize];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+                Ok(n) => filled += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return crate::log::line(&format!("no random numbers from the kernel: {e}")),
+            }
+        }
+        let input = Input::Entropy { dev, bytes };
+        self.input(&input, Entry::Input(input.clone()));
+    }
+
+    /// Mail for a live machine.
+    pub(crate) fn handle(&mut self, shared: &Shared, mail: Mail) {
+        match mail {
+            Mail::Input(input) => {
+                self.tick(Instant::now());
+                self.input(&input, Entry::Input(input.clone()));
+            }
+            Mail::DiskDone(done) => {
+                self.tick(Instant::now());
+                self.disk_done(done);
+            }
+            Mail::PowerOff => self.input(&Input::PowerOff, Entry::Input(Input::PowerOff)),
+            Mail::Snapshot { attempt, link, sender } => self.begin_snapshot(shared, attempt, link, sender),
+            Mail::AbandonSnapshot { attempt } => {
+                if self.snapshot.as_ref().is_some_and(|s| s.attempt == attempt) {
+                    self.end_snapshot();
+                }
+            }
+            Mail::StopMachine => {
+                self.collect();
+                self.hand_over(shared);
+                self.is_stopped = true;
+                shared.feed(Event::MachineStopped);
+            }
+            Mail::Wake => self.is_stopped = false,
+            Mail::Run { .. }
+            | Mail::Follow(_)
+            | Mail::Replay { .. }
+            | Mail::GoLive { .. }
+            | Mail::Discard { .. }
+            | Mail::Halt
+            | Mail::Close => {}
+        }
+    }
+
+    /// Sets guest time from the host's when it has fallen behind.
+    fn tick(&mut self, now: Instant) {
+        let host = self.clock.mtime(now);
+        if host > self.machine.mtime() + CLOCK_SLACK {
+            let input = self.clock.input(now);
+            self.input(&input, Entry::Input(input.clone()));
+        }
+    }
+
+    /// Takes outputs from the machine: disk requests go to the disks, the rest waits for the hand-over.
+    fn collect(&mut self) {
+        for output in self.machine.take_outputs() {
+            match output.kind {
+                OutputKind::Blk { dev, id, op } => {
+                    let Some(disk) = self.disks.get(usize::from(dev)) else { continue };
+                    // A write to a disk that both hosts share is an output like any other.
+                    if disk.is_mirrored || matches!(op, BlkOp::Read { .. }) {
+                        disk.handle.submit(id, op);
+                    } else {
+                        let kind = OutputKind::Blk { dev, id, op };
+                        self.outputs.push(Output { icount: output.icount, kind });
+                    }
+                }
+                OutputKind::EntropyWanted { dev, len } => self.entropy(dev, len),
+                kind @ (OutputKind::NetTx { .. } | OutputKind::Console { .. }) => {
+                    self.outputs.push(Output { icount: output.icount, kind });
+                }
+            }
+        }
+    }
+
+    /// Gives log and outputs to the protocol core, with a mark that covers them.
+    fn hand_over(&mut self, shared: &Shared) {
+        let icount = self.machine.icount();
+        if self.outputs.is_empty() && self.bytes.is_empty() && icount == self.last_mark {
+            return;
+        }
+        self.record(icount, Entry::Mark);
+        self.last_mark = icount;
+        shared.icount.store(icount, Ordering::Relaxed);
+        let outputs = std::mem::take(&mut self.outputs);
+        let bytes = std::mem::take(&mut self.bytes);
+        shared.log_produced(outputs, bytes, self.encoder.end());
+    }
+
+    /// One slice, or a wait.
+    pub(crate) fn step(&mut self, shared: &Shared) {
+        if self.is_stopped || shared.mailbox.is_paused() || self.machine.halted().is_some() {
+            self.rest(shared);
+            return;
+        }
+        let start = Instant::now();
+        self.tick(start);
+        let before = self.machine.icount();
+        let budget = self.clock.steps_in(SLICE_US).max(1000);
+        let exit = self.machine.run(before.saturating_add(budget), shared.mailbox.stop_flag());
+        let took = start.elapsed();
+        self.clock.observe(self.machine.icount() - before, took);
+        self.collect();
+        self.take_digest(shared);
+        self.hand_over(shared);
+        let pumping = self.pump_snapshot();
+        match exit {
+            Exit::Idle if !pumping => self.wait_idle(shared),
+            Exit::Halted => self.tell_halt(shared),
+            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => self.slow_down(shared, took),
+        }
+    }
+
+    /// Stands still: paused, stopped or halted. A snapshot goes on.
+    fn rest(&mut self, shared: &Shared) {
+        self.collect();
+        self.hand_over(shared);
+        if self.machine.halted().is_some() {
+            self.tell_halt(shared);
+        }
+        if !self.pump_snapshot() {
+            shared.mailbox.wait(Some(Instant::now() + WAIT_MAX));
+        }
+    }
+
+    fn tell_halt(&mut self, shared: &Shared) {
+        if std::mem::replace(&mut self.halt_told, true) {
+            return;
+        }
+        let why = match self.machine.halted() {
+            Some(HaltReason::PowerOff { code: 0 }) => "the guest powered off".to_owned(),
+            Some(HaltReason::PowerOff { code }) => format!("the guest powered off with code {code}"),
+            Some(HaltReason::Operator) => "powered off by the operator".to_owned(),
+            Some(HaltReason::GuestFault { reason }) => format!("the machine stopped: {reason}"),
+            None => return,
+        };
+        tracing(shared, &why);
+        shared.lock().last_problem = Some(why);
+        shared.feed(Event::Stop);
+    }
+
+    /// Waits for the next timer, or for mail.
+    fn wait_idle(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        let mut until = now + WAIT_MAX;
+        if let Some(timer) = self.machine.next_timer() {
+            until = until.min(self.clock.instant_of(timer));
+        }
+        shared.mailbox.wait(Some(until));
+        let now = Instant::now();
+        if self.machine.next_timer().is_some_and(|t| self.clock.mtime(now) >= t) {
+            let input = self.clock.input(now);
+            self.input(&input, Entry::Input(input.clone()));
+        }
+    }
+
+    /// Takes away as much time as the core asks, so that the secondary keeps up.
+    fn slow_down(&self, shared: &Shared, took: Duration) {
+        let permille = shared.mailbox.throttle();
+        if permille > 0 {
+            let wait = took.mul_f64(f64::from(permille) / f64::from(1000 - permille));
+            shared.mailbox.wait(Some(Instant::now() + wait));
+        }
+    }
+
+    fn take_digest(&mut self, shared: &Shared) {
+        let icount = self.machine.icount();
+        let (at, last) = self.last_digest;
+        let due = at.elapsed() >= self.digest_interval && icount != last;
+        if due && !self.digest_interval.is_zero() && shared.has_follower.load(Ordering::Relaxed) {
+            let digest = self.machine.digest();
+            self.record(icount, Entry::Digest(digest));
+            self.last_digest = (Instant::now(), icount);
+        }
+    }
+
+    fn begin_snapshot(&mut self, shared: &Shared, attempt: u64, link: LinkId, mut sender: Box<RamSender>) {
+        self.end_snapshot();
+        self.collect();
+        self.hand_over(shared);
+        let pause = Instant::now();
+        // The log position of the snapshot is that of the machine.
+        self.record(self.machine.icount(), Entry::Mark);
+        self.hand_over(shared);
+        let at = self.encoder.end();
+        self.machine.ram_mut().arm_snapshot();
+        for disk in self.disks.iter().filter(|d| d.is_mirrored) {
+            disk.handle.freeze_copy(attempt);
+        }
+        let clock = self.encoder.clock();
+        let head = SnapshotHead {
+            saved: self.machine.save(),
+            pos: at,
+            clock: (clock.mtime, clock.at, clock.rate),
+        };
+        sender.begin(head, self.machine.images().clone());
+        shared.has_follower.store(true, Ordering::Relaxed);
+        shared.feed(Event::ProtectStarted { attempt, link, at });
+        self.arm_pause = pause.elapsed();
+        shared.lock().arm_pause_us = u64::try_from(self.arm_pause.as_micros()).unwrap_or(u64::MAX);
+        self.snapshot = Some(SnapshotUnderWay { attempt, sender });
+    }
+
+    fn end_snapshot(&mut self) {
+        if self.snapshot.take().is_some() {
+            self.machine.ram_mut().disarm_snapshot();
+            for disk in self.disks.iter().filter(|d| d.is_mirrored) {
+                disk.handle.abort_copy();
+            }
+        }
+    }
+
+    /// Sends some pages of the snapshot under way; says whether there is more to do at once.
+    fn pump_snapshot(&mut self) -> bool {
+        let Some(s) = &mut self.snapshot else { return false };
+        if s.sender.pump(self.machine.ram_mut()) {
+            true
+        } else {
+            self.snapshot = None;
+            false
+        }
+    }
+
+    /// What it was made from.
+    pub(crate) fn definition(&self) -> &Definition {
+        &self.definition
+    }
+}

@@ -1,0 +1,284 @@
+//! The secondary's loop: replay the log, drop outputs, keep its own disks in step.
+//!
+//! # Invariants
+//! - INV-SECONDARY-1: the machine never runs past the last position that came.
+//! - INV-SECONDARY-2: a mirrored disk gets every request that the machine makes, in order; the data of a read come from
+//!   it at the position at which the log says that the read is done.
+//!
+//! # Failure
+//! What does not replay (a log that does not decode, a machine that waits where the log runs on, a disk error of its own)
+//! ends this replica, never the VM.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use eventlog::{ClockBase, Decoder, Encoder, Entry, LogPos, Record};
+use machine::io::{BlkStatus, Input, Output, OutputKind};
+use machine::machine::Exit;
+use machine::Machine;
+use replica::Event;
+
+use super::bulk::Loaded;
+use super::definition::Definition;
+use super::primary::Primary;
+use super::shared::{Shared, mono_now, unix_ms};
+use super::vcpu::{Completions, Disks, WAIT_MAX, tracing, write_state};
+use crate::disk::Completion;
+
+/// Steps replayed between two looks at the mail.
+const BURST: u64 = 2_000_000;
+
+/// A machine that follows.
+pub(crate) struct Secondary {
+    machine: Machine,
+    disks: Disks,
+    definition: Definition,
+    decoder: Decoder,
+    clock: ClockBase,
+    /// Ends of the pieces of log that came.
+    ends: VecDeque<LogPos>,
+    /// A record that the machine has not reached, or that waits for the disk.
+    next: Option<Record>,
+    /// Completions of the own disks that the log has not named.
+    completions: Completions,
+    /// Requests that the log has named before the own disk was done.
+    settled: BTreeSet<(u8, u64)>,
+    is_failed: bool,
+}
+
+impl Secondary {
+    pub(crate) fn new(loaded: Loaded, disks: Disks) -> Self {
+        let clock = ClockBase { mtime: loaded.clock.0, at: loaded.clock.1, rate: loaded.clock.2 };
+        let mut secondary = Self {
+            machine: loaded.machine,
+            disks,
+            definition: loaded.definition,
+            decoder: Decoder::new(loaded.pos, clock),
+            clock,
+            ends: VecDeque::new(),
+            next: None,
+            completions: Completions::new(),
+            settled: BTreeSet::new(),
+            is_failed: false,
+        };
+        for kind in secondary.machine.outstanding() {
+            secondary.submit(kind);
+        }
+        secondary
+    }
+
+    /// More log.
+    pub(crate) fn push(&mut self, bytes: Vec<u8>, end: LogPos) {
+        self.decoder.push(&bytes);
+        self.ends.push_back(end);
+    }
+
+    fn submit(&self, kind: OutputKind) {
+        if let OutputKind::Blk { dev, id, op } = kind
+            && let Some(disk) = self.disks.get(usize::from(dev)).filter(|d| d.is_mirrored)
+        {
+            disk.handle.submit(id, op);
+        }
+    }
+
+    /// An own disk finished a request.
+    pub(crate) fn disk_done(&mut self, shared: &Shared, done: Completion) {
+        if let Some(error) = &done.error {
+            return self.fail(shared, format!("its copy of disk {} failed: {error}", done.dev));
+        }
+        let key = (done.dev, done.id);
+        if !self.settled.remove(&key) {
+            self.completions.insert(key, done);
+        }
+    }
+
+    fn fail(&mut self, shared: &Shared, reason: String) {
+        if !std::mem::replace(&mut self.is_failed, true) {
+            tracing(shared, &format!("this replica cannot go on: {reason}"));
+            shared.feed(Event::ReplicaFailed { reason });
+        }
+    }
+
+    /// Replays for a while, or waits for log.
+    pub(crate) fn step(&mut self, shared: &Shared) {
+        if self.is_failed || !self.replay(shared) {
+            self.collect(shared);
+            shared.mailbox.wait(Some(Instant::now() + WAIT_MAX));
+        }
+    }
+
+    /// Says whether there is more to replay now.
+    fn replay(&mut self, shared: &Shared) -> bool {
+        let burst_end = self.machine.icount().saturating_add(BURST);
+        loop {
+            let record = match self.next.take() {
+                Some(record) => record,
+                None => match self.decoder.next() {
+                    Ok(Some(record)) => record,
+                    Ok(None) => {
+                        self.report(shared);
+                        return false;
+                    }
+                    Err(e) => {
+                        self.fail(shared, format!("the log does not decode: {e}"));
+                        return false;
+                    }
+                },
+            };
+            let until = record.icount.min(burst_end);
+            if !self.run_to(shared, until) {
+                self.next = Some(record);
+                return !self.is_failed && self.machine.icount() < until;
+            }
+            if self.machine.icount() < record.icount {
+                self.next = Some(record);
+                self.report(shared);
+                return true;
+            }
+            match self.apply(shared, record) {
+                Applied::Yes => {}
+                Applied::WaitsForDisk(record) => {
+                    self.next = Some(record);
+                    self.collect(shared);
+                    return false;
+                }
+                Applied::Failed => return false,
+            }
+        }
+    }
+
+    /// Runs the machine to `until`; false when there is mail to look at first, or this replica failed.
+    fn run_to(&mut self, shared: &Shared, until: u64) -> bool {
+        while self.machine.icount() < until {
+            match self.machine.run(until, shared.mailbox.stop_flag()) {
+                Exit::Reached => {}
+                Exit::Output => self.collect(shared),
+                Exit::Stopped => return false,
+                exit @ (Exit::Idle | Exit::Halted) => {
+                    let at = self.machine.icount();
+                    self.fail(shared, format!("diverged: the machine is {exit:?} at step {at}, the log runs to {until}"));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes the outputs: disk requests go to the own disks, the rest is kept until it has left the primary.
+    fn collect(&mut self, shared: &Shared) {
+        let outputs = self.machine.take_outputs();
+        if outputs.is_empty() {
+            return;
+        }
+        let mut tail = Vec::new();
+        for Output { icount, kind } in outputs {
+            match kind {
+                kind @ OutputKind::Blk { .. } => self.submit(kind),
+                OutputKind::EntropyWanted { .. } => {}
+                kind @ (OutputKind::NetTx { .. } | OutputKind::Console { .. }) => {
+                    tail.push(Output { icount, kind });
+                }
+            }
+        }
+        shared.keep_tail(tail);
+    }
+
+    /// Tells the core how far replay is.
+    fn report(&mut self, shared: &Shared) {
+        self.collect(shared);
+        shared.icount.store(self.machine.icount(), Ordering::Relaxed);
+        let position = self.decoder.position();
+        let mut reached = None;
+        while self.ends.front().is_some_and(|e| e.lsn <= position.lsn && self.next.is_none()) {
+            reached = self.ends.pop_front();
+        }
+        if let Some(to) = reached {
+            shared.feed(Event::Replayed { to });
+        }
+    }
+
+    fn apply(&mut self, shared: &Shared, record: Record) -> Applied {
+        let input = match record.entry {
+            Entry::Mark => return Applied::Yes,
+            Entry::Digest(theirs) => return self.check_digest(shared, theirs),
+            Entry::BlkReadLocal { dev, id } => {
+                // The request must have reached the disk before it is waited for.
+                self.collect(shared);
+                let Some(done) = self.completions.remove(&(dev, id)) else {
+                    return Applied::WaitsForDisk(record);
+                };
+                Input::BlkDone { dev, id, status: BlkStatus::Ok, data: done.data }
+            }
+            Entry::Input(input) => {
+                self.collect(shared);
+                self.settle(&input);
+                input
+            }
+        };
+        if let Input::Clock { mtime, rate } = &input {
+            self.clock = ClockBase { mtime: *mtime, at: record.icount, rate: *rate };
+        }
+        if let Err(e) = self.machine.apply(&input) {
+            self.fail(shared, format!("diverged: an input of the log cannot be applied: {e}"));
+            return Applied::Failed;
+        }
+        Applied::Yes
+    }
+
+    /// The log says how a request ended; the own disk's answer is not needed any more.
+    fn settle(&mut self, input: &Input) {
+        if let Input::BlkDone { dev, id, .. } = input
+            && self.completions.remove(&(*dev, *id)).is_none()
+            && self.disks.get(usize::from(*dev)).is_some_and(|d| d.is_mirrored)
+        {
+            self.settled.insert((*dev, *id));
+        }
+    }
+
+    fn check_digest(&mut self, shared: &Shared, theirs: u64) -> Applied {
+        let ours = self.machine.digest();
+        if ours == theirs {
+            return Applied::Yes;
+        }
+        self.is_failed = true;
+        let at = self.decoder.position();
+        tracing(shared, &format!("diverged at {at}: digest {ours:#018x} here, {theirs:#018x} in the log"));
+        shared.feed(Event::Diverged { at, ours, theirs });
+        Applied::Failed
+    }
+
+    /// Writes the state to files for study.
+    pub(crate) fn keep_state(&mut self, dir: &Path, shared: &Shared) {
+        match write_state(dir, &shared.name, "diverged-secondary", &mut self.machine) {
+            Ok(path) => tracing(shared, &format!("kept the state in {}", path.display())),
+            Err(e) => tracing(shared, &format!("cannot keep the state: {e}")),
+        }
+    }
+
+    /// Goes live at the end of the log.
+    pub(crate) fn into_primary(mut self: Box<Self>, shared: &Shared, at: LogPos, resend_after: u64) -> Primary {
+        let start = mono_now();
+        self.collect(shared);
+        shared.resend_and_announce(resend_after);
+        {
+            let mut inner = shared.lock();
+            inner.announced.announce_us = mono_now().micros_since(start);
+            inner.announced.at_unix_ms = unix_ms();
+            if let Some(ports) = &mut inner.ports {
+                ports.set_live(true);
+            }
+        }
+        let Self { machine, disks, definition, clock, completions, .. } = *self;
+        let mut primary = Primary::new(machine, disks, Encoder::new(at, clock), &definition);
+        primary.answer_outstanding(completions);
+        primary
+    }
+}
+
+enum Applied {
+    Yes,
+    WaitsForDisk(Record),
+    Failed,
+}

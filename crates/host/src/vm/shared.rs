@@ -1,0 +1,439 @@
+//! One VM on one host, seen from all its threads: the protocol core, the links, and what waits to leave.
+//!
+//! # Place
+//! Every thread of the VM calls [`Shared::feed`]: the vCPU thread with log, link readers with messages, the arbiter
+//! thread with answers, the timer thread with time. The caller's own thread executes the commands, under the lock, so
+//! that an acknowledgement releases output without a hand-over.
+//!
+//! # Invariants
+//! - INV-SHELL-1: commands are executed in the order in which the core gave them.
+//! - INV-SHELL-2: an output is in `held` before the core hears of the log that covers it.
+//! - INV-SHELL-3: nothing under the lock waits for another thread of the VM.
+//!
+//! Lock order: `inner` before the mailbox's lock; nothing takes `inner` while it holds another lock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use machine::io::{Output, OutputKind};
+use replica::{
+    ArbiterReply, Command, Config, Event, HostId, LinkId, LogPos, Message, MonoTime, Node, Record,
+    Role, VmId,
+};
+
+use super::bulk::Loaded;
+use super::mailbox::Mailbox;
+use super::ports::Ports;
+use super::vcpu::Mail;
+use crate::channel;
+
+/// Frames, bytes and requests that wait on a secondary for the news that they left; more than this and it is not
+/// keeping up with what its primary says.
+const TAIL_MAX: usize = 1 << 20;
+
+/// A question for the arbiter thread.
+#[derive(Debug)]
+pub(crate) enum Question {
+    Read { op: u64 },
+    Cas { op: u64, expected: u64, new: Record },
+}
+
+/// A request to make this VM's new secondary, for the protect thread.
+#[derive(Debug)]
+pub(crate) struct ProtectJob {
+    pub(crate) attempt: u64,
+    pub(crate) host: HostId,
+    pub(crate) is_abandoned: Arc<AtomicBool>,
+}
+
+/// What happened to a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// It is running here.
+    Running,
+    /// The arbiter's record is for another host.
+    Refused {
+        /// That host.
+        live: Option<String>,
+        /// Its generation.
+        generation: u64,
+    },
+    /// The machine or a device could not be made.
+    Failed {
+        /// One line.
+        reason: String,
+    },
+}
+
+struct LinkEntry {
+    sender: channel::Sender,
+    session: u64,
+}
+
+/// Timing of the last failover, completed by the shell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Announced {
+    pub(crate) announce_us: u64,
+    pub(crate) at_unix_ms: u64,
+}
+
+pub(crate) struct Inner {
+    pub(crate) node: Node,
+    links: BTreeMap<LinkId, LinkEntry>,
+    held: VecDeque<Output>,
+    /// On a secondary: outputs that may not have left the primary.
+    tail: VecDeque<Output>,
+    released: u64,
+    pub(crate) ports: Option<Ports>,
+    /// The link whose snapshot is wanted.
+    loading: Option<LinkId>,
+    /// A snapshot that came before it was asked for, by session.
+    early: Option<(u64, Box<Loaded>)>,
+    protect: Option<ProtectJob>,
+    protect_running: BTreeMap<u64, Arc<AtomicBool>>,
+    pub(crate) start_outcome: Option<StartOutcome>,
+    pub(crate) announced: Announced,
+    pub(crate) last_problem: Option<String>,
+    pub(crate) is_closed: bool,
+    /// How long the guest stood still when protection last started.
+    pub(crate) arm_pause_us: u64,
+}
+
+/// See the module documentation.
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) host: String,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    pub(crate) mailbox: Mailbox<Mail>,
+    arbiter: mpsc::Sender<Question>,
+    next_link: AtomicU64,
+    pub(crate) log_bytes: AtomicU64,
+    pub(crate) icount: AtomicU64,
+    /// Whether anybody replays the log, so that digests are worth taking.
+    pub(crate) has_follower: AtomicBool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The host's monotonic clock.
+pub(crate) fn mono_now() -> MonoTime {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let s = u64::try_from(t.tv_sec).unwrap_or(0);
+    let us = u64::try_from(t.tv_nsec / 1000).unwrap_or(0);
+    MonoTime(s.saturating_mul(1_000_000).saturating_add(us))
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The number by which messages name a VM.
+pub(crate) fn vm_id(name: &str) -> VmId {
+    use sha2::Digest as _;
+    let hash = sha2::Sha256::digest(name.as_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash[..16]);
+    VmId(id)
+}
+
+impl Shared {
+    pub(crate) fn new(name: &str, cfg: Config, arbiter: mpsc::Sender<Question>) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            host: cfg.host.0.clone(),
+            inner: Mutex::new(Inner {
+                node: Node::new(cfg),
+                links: BTreeMap::new(),
+                held: VecDeque::new(),
+                tail: VecDeque::new(),
+                released: 0,
+                ports: None,
+                loading: None,
+                early: None,
+                protect: None,
+                protect_running: BTreeMap::new(),
+                start_outcome: None,
+                announced: Announced::default(),
+                last_problem: None,
+                is_closed: false,
+                arm_pause_us: 0,
+            }),
+            changed: Condvar::new(),
+            mailbox: Mailbox::default(),
+            arbiter,
+            next_link: AtomicU64::new(1),
+            log_bytes: AtomicU64::new(0),
+            icount: AtomicU64::new(0),
+            has_follower: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something under the lock changed, at most `timeout`.
+    pub(crate) fn wait_change<'a>(&self, guard: MutexGuard<'a, Inner>, timeout: Duration) -> MutexGuard<'a, Inner> {
+        self.changed.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Tells the core what happened and does what it says.
+    pub(crate) fn feed(&self, event: Event) {
+        let mut inner = self.lock();
+        self.feed_locked(&mut inner, event);
+    }
+
+    pub(crate) fn feed_locked(&self, inner: &mut Inner, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut commands = Vec::new();
+        while let Some(event) = events.pop_front() {
+            inner.node.handle(mono_now(), event, &mut commands);
+            for command in commands.drain(..) {
+                self.execute(inner, command, &mut events);
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    /// The primary's vCPU thread made log and outputs.
+    pub(crate) fn log_produced(&self, outputs: Vec<Output>, bytes: Vec<u8>, end: LogPos) {
+        self.log_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let outputs_up_to = outputs.last().map(|o| o.icount);
+        let mut inner = self.lock();
+        inner.held.extend(outputs);
+        self.feed_locked(&mut inner, Event::LogProduced { bytes, end, outputs_up_to });
+    }
+
+    /// The secondary's vCPU thread made outputs again that the primary has made.
+    pub(crate) fn keep_tail(&self, outputs: Vec<Output>) {
+        let mut inner = self.lock();
+        for output in outputs {
+            if let (OutputKind::NetTx { dev, frame }, Some(ports)) = (&output.kind, &mut inner.ports) {
+                ports.learn(*dev, frame);
+            }
+            if output.icount > inner.released {
+                inner.tail.push_back(output);
+            }
+        }
+        while inner.tail.len() > TAIL_MAX {
+            inner.tail.pop_front();
+        }
+    }
+
+    fn note_released(inner: &mut Inner, released: u64) {
+        inner.released = inner.released.max(released);
+        while inner.tail.front().is_some_and(|o| o.icount <= inner.released) {
+            inner.tail.pop_front();
+        }
+    }
+
+    /// A message came on a link.
+    pub(crate) fn message(&self, link: LinkId, message: Message) {
+        let mut inner = self.lock();
+        if let Message::Log { released, .. } | Message::Heartbeat { released, .. } = &message {
+            Self::note_released(&mut inner, *released);
+        }
+        self.feed_locked(&mut inner, Event::Message { link, message });
+    }
+
+    /// Registers a link; its messages come by [`Self::message`].
+    pub(crate) fn add_link(&self, sender: channel::Sender, session: u64) -> LinkId {
+        let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
+        self.lock().links.insert(id, LinkEntry { sender, session });
+        id
+    }
+
+    /// The link is gone.
+    pub(crate) fn link_closed(&self, link: LinkId) {
+        let mut inner = self.lock();
+        if inner.links.remove(&link).is_some() {
+            self.feed_locked(&mut inner, Event::LinkClosed { link });
+        }
+    }
+
+    /// The snapshot of a session is complete.
+    pub(crate) fn loaded(&self, session: u64, loaded: Box<Loaded>) {
+        let mut inner = self.lock();
+        let wanted = inner.loading.filter(|l| inner.links.get(l).is_some_and(|e| e.session == session));
+        match wanted {
+            Some(link) => {
+                let event = self.follow(&mut inner, link, loaded);
+                self.feed_locked(&mut inner, event);
+            }
+            None => inner.early = Some((session, loaded)),
+        }
+    }
+
+    /// The next job for the protect thread; `None` when the VM is closed.
+    pub(crate) fn next_protect_job(&self) -> Option<ProtectJob> {
+        let mut inner = self.lock();
+        loop {
+            if inner.is_closed {
+                return None;
+            }
+            if let Some(job) = inner.protect.take() {
+                return Some(job);
+            }
+            inner = self.wait_change(inner, Duration::from_secs(60));
+        }
+    }
+
+    /// Ends all threads of the VM.
+    pub(crate) fn close(&self) {
+        let mut inner = self.lock();
+        inner.is_closed = true;
+        for link in inner.links.values() {
+            link.sender.abort();
+        }
+        inner.links.clear();
+        self.mailbox.post(Mail::Close);
+        self.changed.notify_all();
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm a command")]
+    fn execute(&self, inner: &mut Inner, command: Command, events: &mut VecDeque<Event>) {
+        match command {
+            Command::Send { link, message } => {
+                let Some(entry) = inner.links.get_mut(&link) else { return };
+                if let Err(e) = entry.sender.send(&replica::encode(&message)) {
+                    inner.last_problem = Some(format!("link to peer failed: {e}"));
+                    entry.sender.abort();
+                    inner.links.remove(&link);
+                    events.push_back(Event::LinkClosed { link });
+                }
+            }
+            Command::DropLink { link, .. } => {
+                // Dropping the sender says goodbye after what was sent before.
+                drop(inner.links.remove(&link));
+                self.has_follower.store(false, Ordering::Relaxed);
+            }
+            Command::ArbiterRead { op } => self.ask(Question::Read { op }, events),
+            Command::ArbiterCas { op, expected, new } => {
+                self.ask(Question::Cas { op, expected, new }, events);
+            }
+            Command::RunFresh { generation } => self.mailbox.post(Mail::Run { generation }),
+            Command::StartRefused { current } => {
+                inner.start_outcome = Some(StartOutcome::Refused {
+                    live: current.as_ref().and_then(|r| r.live.clone()).map(|h| h.0),
+                    generation: current.map_or(0, |r| r.generation),
+                });
+            }
+            Command::Stopped => self.mailbox.post(Mail::Discard { keep_state: false }),
+            Command::Release { up_to_icount } => self.release(inner, up_to_icount),
+            Command::Throttle { permille } => self.mailbox.set_throttle(permille),
+            Command::PauseVcpu => {
+                self.mailbox.set_paused(true);
+                self.mailbox.post(Mail::Wake);
+            }
+            Command::ResumeVcpu => {
+                self.mailbox.set_paused(false);
+                self.mailbox.post(Mail::Wake);
+            }
+            Command::StopMachine => self.mailbox.post(Mail::StopMachine),
+            Command::StartProtect { attempt, host } => {
+                let is_abandoned = Arc::new(AtomicBool::new(false));
+                inner.protect_running.clear();
+                inner.protect_running.insert(attempt, Arc::clone(&is_abandoned));
+                inner.protect = Some(ProtectJob { attempt, host, is_abandoned });
+            }
+            Command::AbandonProtect { attempt } => {
+                if let Some(flag) = inner.protect_running.remove(&attempt) {
+                    flag.store(true, Ordering::SeqCst);
+                }
+                self.mailbox.post(Mail::AbandonSnapshot { attempt });
+            }
+            Command::LoadSnapshot { link, at: _ } => {
+                inner.loading = Some(link);
+                let session = inner.links.get(&link).map(|e| e.session);
+                match inner.early.take() {
+                    Some((s, loaded)) if Some(s) == session => {
+                        events.push_back(self.follow(inner, link, loaded));
+                    }
+                    other => inner.early = other,
+                }
+            }
+            Command::Replay { bytes, end } => self.mailbox.post(Mail::Replay { bytes, end }),
+            Command::GoLive { generation, at, resend_after } => {
+                self.mailbox.set_paused(false);
+                self.mailbox.set_throttle(0);
+                self.mailbox.post(Mail::GoLive { generation, at, resend_after });
+            }
+            Command::Discard { keep_state } => {
+                inner.loading = None;
+                inner.early = None;
+                self.mailbox.post(Mail::Discard { keep_state });
+            }
+            Command::Halt { reason } => {
+                inner.held.clear();
+                inner.ports = None;
+                inner.last_problem = Some(reason.to_string());
+                self.mailbox.post(Mail::Halt);
+            }
+        }
+    }
+
+    /// Gives a loaded machine to the vCPU thread; returns what the core is to hear.
+    fn follow(&self, inner: &mut Inner, link: LinkId, loaded: Box<Loaded>) -> Event {
+        inner.loading = None;
+        inner.released = loaded.pos.icount;
+        inner.tail.clear();
+        self.mailbox.post(Mail::Follow(loaded));
+        Event::SnapshotLoaded { link }
+    }
+
+    fn ask(&self, question: Question, events: &mut VecDeque<Event>) {
+        if let Err(mpsc::SendError(q)) = self.arbiter.send(question) {
+            let (Question::Read { op } | Question::Cas { op, .. }) = q;
+            events.push_back(Event::ArbiterReply { op, reply: ArbiterReply::Unreachable });
+        }
+    }
+
+    /// Lets held outputs leave.
+    fn release(&self, inner: &mut Inner, up_to_icount: u64) {
+        let Inner { held, ports, released, .. } = inner;
+        *released = (*released).max(up_to_icount);
+        while held.front().is_some_and(|o| o.icount <= up_to_icount) {
+            if let (Some(output), Some(ports)) = (held.pop_front(), ports.as_mut()) {
+                ports.send(output.kind);
+            }
+        }
+    }
+
+    /// At go-live: sends the outputs again that may not have left, then announces the guest's addresses.
+    pub(crate) fn resend_and_announce(&self, resend_after: u64) {
+        let mut inner = self.lock();
+        let Inner { tail, ports, released, .. } = &mut *inner;
+        let Some(ports) = ports.as_mut() else { return };
+        ports.announce();
+        for output in tail.drain(..).filter(|o| o.icount > resend_after) {
+            *released = (*released).max(output.icount);
+            ports.send(output.kind);
+        }
+    }
+
+    /// Drops what a machine left behind: held outputs, tail and open devices.
+    pub(crate) fn clear_machine(&self) {
+        let mut inner = self.lock();
+        inner.held.clear();
+        inner.tail.clear();
+        inner.released = 0;
+        let ports = inner.ports.take();
+        drop(inner);
+        drop(ports);
+    }
+
+    /// Whether this host runs the VM or is about to.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.lock().node.status().role, Role::Primary | Role::GoingLive)
+    }
+}

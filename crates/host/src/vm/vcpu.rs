@@ -1,0 +1,232 @@
+//! The vCPU thread: owns the machine, whatever its role.
+//!
+//! # States
+//! ```text
+//!   Idle --Run--> Primary --Halt/Discard--> Idle
+//!   Idle --Follow--> Secondary --GoLive--> Primary
+//! ```
+//!
+//! # Invariants
+//! - INV-VCPU-1: one thread applies everything that the guest can see.
+//! - INV-VCPU-2: log that comes before the snapshot is complete is kept, in order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventlog::LogPos;
+use machine::io::Input;
+use machine::{Machine, MachineSaved};
+use replica::{Event, LinkId};
+
+use super::bulk::{Loaded, RamSender};
+use super::definition::Definition;
+use super::primary::Primary;
+use super::secondary::Secondary;
+use super::shared::{Shared, StartOutcome};
+use crate::disk::{Completion, DiskHandle};
+
+/// What other threads tell the vCPU thread.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// Look at flags again.
+    Wake,
+    /// Something for the guest.
+    Input(Input),
+    /// A disk finished a request.
+    DiskDone(Completion),
+    /// Start the VM from its disks.
+    Run { generation: u64 },
+    /// Take a snapshot and send it.
+    Snapshot { attempt: u64, link: LinkId, sender: Box<RamSender> },
+    /// The snapshot is not wanted any more.
+    AbandonSnapshot { attempt: u64 },
+    /// The machine to follow with.
+    Follow(Box<Loaded>),
+    /// Log to replay.
+    Replay { bytes: Vec<u8>, end: LogPos },
+    /// Run live from here.
+    GoLive { generation: u64, at: LogPos, resend_after: u64 },
+    /// Throw the machine away.
+    Discard { keep_state: bool },
+    /// Another host has the VM.
+    Halt,
+    /// Stop at a position and say so.
+    StopMachine,
+    /// The operator wants the VM off.
+    PowerOff,
+    /// The VM is being closed: end the thread.
+    Close,
+}
+
+/// Disks by device index, with whether each is mirrored.
+pub(crate) type Disks = Vec<DiskPort>;
+
+/// An open disk.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskPort {
+    pub(crate) handle: Arc<DiskHandle>,
+    /// Each replica has its own copy.
+    pub(crate) is_mirrored: bool,
+}
+
+/// Completions of a replica's own disks that the log has not named yet.
+pub(crate) type Completions = BTreeMap<(u8, u64), Completion>;
+
+enum Role {
+    Idle,
+    Primary(Box<Primary>),
+    Secondary(Box<Secondary>),
+}
+
+/// The thread's state.
+pub(crate) struct Vcpu {
+    shared: Arc<Shared>,
+    definition: Option<Definition>,
+    state_dir: PathBuf,
+    role: Role,
+    /// Log that came before the snapshot.
+    early_log: VecDeque<(Vec<u8>, LogPos)>,
+}
+
+impl Vcpu {
+    pub(crate) fn new(shared: Arc<Shared>, definition: Option<Definition>, state_dir: PathBuf) -> Self {
+        Self { shared, definition, state_dir, role: Role::Idle, early_log: VecDeque::new() }
+    }
+
+    /// The thread's main function.
+    pub(crate) fn run(mut self) {
+        loop {
+            for mail in self.shared.mailbox.take() {
+                if matches!(mail, Mail::Close) {
+                    return;
+                }
+                self.handle(mail);
+            }
+            match &mut self.role {
+                Role::Idle => self.shared.mailbox.wait(None),
+                Role::Primary(p) => p.step(&self.shared),
+                Role::Secondary(s) => s.step(&self.shared),
+            }
+        }
+    }
+
+    fn handle(&mut self, mail: Mail) {
+        match (mail, &mut self.role) {
+            (Mail::Wake | Mail::Close, _) => {}
+            (Mail::Run { generation }, _) => self.start(generation),
+            (Mail::Follow(loaded), _) => self.follow(loaded),
+            (Mail::Replay { bytes, end }, Role::Secondary(s)) => s.push(bytes, end),
+            (Mail::Replay { bytes, end }, _) => self.early_log.push_back((bytes, end)),
+            (Mail::GoLive { generation, at, resend_after }, Role::Secondary(_)) => {
+                self.go_live(generation, at, resend_after);
+            }
+            (Mail::Discard { keep_state }, _) => self.discard(keep_state),
+            (Mail::Halt, _) => self.discard(false),
+            (Mail::DiskDone(done), Role::Secondary(s)) => s.disk_done(&self.shared, done),
+            (mail, Role::Primary(p)) => p.handle(&self.shared, mail),
+            // Inputs for a machine that is not live here, and news of what is gone.
+            (
+                Mail::Input(_)
+                | Mail::DiskDone(_)
+                | Mail::GoLive { .. }
+                | Mail::Snapshot { .. }
+                | Mail::AbandonSnapshot { .. }
+                | Mail::StopMachine
+                | Mail::PowerOff,
+                Role::Idle | Role::Secondary(_),
+            ) => {}
+        }
+    }
+
+    fn start(&mut self, generation: u64) {
+        self.early_log.clear();
+        let outcome = match self.make_machine() {
+            Ok(primary) => {
+                self.role = Role::Primary(Box::new(primary));
+                StartOutcome::Running
+            }
+            Err(reason) => StartOutcome::Failed { reason },
+        };
+        let failed = matches!(outcome, StartOutcome::Failed { .. });
+        tracing(&self.shared, &format!("start in generation {generation}: {outcome:?}"));
+        self.shared.lock().start_outcome = Some(outcome);
+        if failed {
+            self.shared.clear_machine();
+            self.shared.feed(Event::Stop);
+        }
+    }
+
+    fn make_machine(&self) -> Result<Primary, String> {
+        let definition = self.definition.as_ref().ok_or("no definition of this VM is known here")?;
+        let (config, images) = definition.machine()?;
+        let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
+        let disks = definition.open(&self.shared)?;
+        Ok(Primary::fresh(machine, disks, definition))
+    }
+
+    fn follow(&mut self, loaded: Box<Loaded>) {
+        let disks = match loaded.definition.open(&self.shared) {
+            Ok(disks) => disks,
+            Err(reason) => return self.shared.feed(Event::ReplicaFailed { reason }),
+        };
+        self.definition = Some(loaded.definition.clone());
+        let mut secondary = Secondary::new(*loaded, disks);
+        for (bytes, end) in self.early_log.drain(..) {
+            secondary.push(bytes, end);
+        }
+        self.role = Role::Secondary(Box::new(secondary));
+    }
+
+    fn go_live(&mut self, generation: u64, at: LogPos, resend_after: u64) {
+        let Role::Secondary(secondary) = std::mem::replace(&mut self.role, Role::Idle) else { return };
+        let primary = secondary.into_primary(&self.shared, at, resend_after);
+        tracing(&self.shared, &format!("live in generation {generation} from {at}"));
+        self.role = Role::Primary(Box::new(primary));
+    }
+
+    fn discard(&mut self, keep_state: bool) {
+        self.early_log.clear();
+        if keep_state {
+            match &mut self.role {
+                Role::Secondary(s) => s.keep_state(&self.state_dir, &self.shared),
+                Role::Primary(_) | Role::Idle => {}
+            }
+        }
+        self.role = Role::Idle;
+        self.shared.clear_machine();
+    }
+}
+
+/// Writes a machine's state for study: `NAME.kind.ICOUNT.state` (saved state) and `.ram` (non-zero pages).
+pub(crate) fn write_state(
+    dir: &std::path::Path,
+    name: &str,
+    kind: &str,
+    machine: &mut Machine,
+) -> std::io::Result<PathBuf> {
+    use std::io::Write as _;
+    let saved: MachineSaved = machine.save();
+    let path = dir.join(format!("{name}.{kind}.{}.state", saved.icount));
+    let bytes = postcard::to_stdvec(&saved).map_err(std::io::Error::other)?;
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
+    file.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    file.write_all(&bytes)?;
+    for (page, data) in machine.ram().bytes().chunks(machine::ram::PAGE_SIZE).enumerate() {
+        if !machine::ram::is_zero(data) {
+            file.write_all(&(page as u32).to_le_bytes())?;
+            file.write_all(data)?;
+        }
+    }
+    file.flush()?;
+    Ok(path)
+}
+
+/// A line for the daemon's log.
+pub(crate) fn tracing(shared: &Shared, what: &str) {
+    crate::log::line(&format!("vm {} on {}: {what}", shared.name, shared.host));
+}
+
+/// How long a wait without a deadline lasts at most, so that a lost wake-up cannot hang a VM.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(1);

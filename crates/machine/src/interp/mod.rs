@@ -1,0 +1,113 @@
+//! The interpreter: the reference engine.
+//!
+//! Instructions are decoded once into a page's worth of [`Insn`] and executed from there; a software TLB maps virtual
+//! pages to RAM offsets and to decoded pages.
+//!
+//! # Place
+//! [`crate::Machine`] calls [`Interp::run`] for one hart at a time and looks at interrupts, timers, SBI calls and
+//! outputs between the calls.
+//!
+//! # Invariants
+//! - INV-ENGINE-1: `run(budget)` makes at most `budget` steps, one for each instruction retired and each trap taken,
+//!   and `run(a)` then `run(b)` leave the same state as `run(a + b)`.
+//! - INV-ENGINE-2: no cache here is visible: dropping all of them at any point changes nothing but speed.
+//! - INV-ENGINE-3: a store that hits decoded code, or a valid PTE, takes effect before the next fetch.
+//!
+//! # References
+//! Unprivileged ISA (RV64GC), Privileged Architecture 1.13.
+
+mod amo;
+mod code;
+mod fp;
+mod mem;
+mod run;
+
+use crate::board::{Board, BusCtx};
+use crate::clock::Clock;
+use crate::hart::Hart;
+use crate::io::Output;
+use crate::ram::GuestRam;
+
+use self::code::CodeCache;
+use self::mem::Tlb;
+
+/// What a hart sees beside its own registers.
+#[derive(Debug)]
+pub struct Bus<'a> {
+    /// RAM.
+    pub ram: &'a mut GuestRam,
+    /// Devices.
+    pub board: &'a mut Board,
+    /// Where outputs go.
+    pub outputs: &'a mut Vec<Output>,
+    /// Guest time.
+    pub clock: Clock,
+    /// Icount at the start of this run.
+    pub icount: u64,
+    /// The machine provides the SBI: an environment call from S-mode ends the run with [`RunEnd::SbiCall`].
+    pub sbi: bool,
+    /// `pause` ends the hart's turn.
+    pub smp: bool,
+}
+
+impl Bus<'_> {
+    /// Context for a device access by the instruction after `steps_before` steps of this run.
+    fn device_ctx(&mut self, steps_before: u64) -> (&mut Board, BusCtx<'_>) {
+        let icount = self.icount + steps_before;
+        let ctx = BusCtx {
+            ram: &mut *self.ram,
+            icount: icount + 1,
+            mtime: self.clock.mtime(icount),
+            outputs: &mut *self.outputs,
+        };
+        (&mut *self.board, ctx)
+    }
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The budget is used up.
+    Budget,
+    /// A device was accessed, or interrupts, timers or the hart's state changed: look at everything again.
+    Attention,
+    /// An environment call for the SBI; `pc` is already behind it.
+    SbiCall,
+    /// The hart gives up its turn (`pause`, with other harts present).
+    Yield,
+}
+
+/// The interpreter's caches, for all harts.
+#[derive(Debug)]
+pub struct Interp {
+    tlbs: Vec<Tlb>,
+    code: CodeCache,
+}
+
+impl Interp {
+    /// Empty caches.
+    #[must_use]
+    pub fn new(harts: usize, ram: &GuestRam) -> Self {
+        Self { tlbs: (0..harts).map(|_| Tlb::new()).collect(), code: CodeCache::new(ram.pages()) }
+    }
+
+    /// Runs `hart` for at most `budget` steps; returns how many it made and why it stopped.
+    pub fn run(&mut self, hart: &mut Hart, bus: &mut Bus<'_>, budget: u64) -> (u64, RunEnd) {
+        let tlb = &mut self.tlbs[usize::from(hart.id)];
+        tlb.sync(bus.ram);
+        tlb.set_context(hart);
+        let mut core = run::Core { hart, tlb, code: &mut self.code, bus, steps: 0 };
+        let end = core.run(budget);
+        let steps = core.steps;
+        hart.steps = hart.steps.wrapping_add(steps);
+        (steps, end)
+    }
+
+    /// Drops every cache; tests use it to show that nothing depends on them.
+    pub fn drop_caches(&mut self, ram: &mut GuestRam) {
+        self.code.clear(ram);
+        for tlb in &mut self.tlbs {
+            tlb.flush();
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! The loop: fetch from a decoded page, execute, until the budget ends or something outside needs a look.
+
+use isa::{Insn, Op};
+
+use crate::hart::csr::{CsrEffect, CsrEnv};
+use crate::hart::{Hart, Mode, Trap, cause, mstatus};
+
+use super::code::{self, CodeCache, CodePage, SLOTS, STRADDLE_SLOT, Slot, marker};
+use super::mem::{Stored, Tlb};
+use super::{Bus, RunEnd};
+
+/// Everything an instruction can touch.
+pub(super) struct Core<'a, 'b> {
+    pub(super) hart: &'a mut Hart,
+    pub(super) tlb: &'a mut Tlb,
+    pub(super) code: &'a mut CodeCache,
+    pub(super) bus: &'a mut Bus<'b>,
+    /// Steps made in this run, the present one included.
+    pub(super) steps: u64,
+}
+
+/// What the loop does after leaving a page.
+enum Leave {
+    /// Fetch at `hart.pc`.
+    Refetch,
+    /// End the run.
+    End(RunEnd),
+}
+
+/// What an instruction outside the fast loop asks for.
+pub(super) enum Next {
+    /// The next instruction.
+    Plain,
+    /// Fetch at the next instruction anew.
+    Refetch,
+    /// End the run, `hart.pc` being the next instruction unless the instruction has set it.
+    Attention,
+    /// `hart.pc` is set: fetch there.
+    Jumped,
+    /// `hart.pc` is set: end the run.
+    JumpedAttention,
+    /// End the run for an SBI call.
+    SbiCall,
+    /// End the run, giving up the turn.
+    Yield,
+}
+
+#[inline(always)]
+fn sext32(v: u64) -> u64 {
+    v as i32 as u64
+}
+
+impl Core<'_, '_> {
+    pub(super) fn run(&mut self, budget: u64) -> RunEnd {
+        while self.steps < budget {
+            if self.bus.ram.code_was_written() {
+                self.code.drop_written(self.bus.ram);
+            }
+            self.tlb.sync(self.bus.ram);
+            self.tlb.sync_code(self.code.generation);
+            let slot = match self.fetch_slot(self.hart.pc) {
+                Ok(slot) => slot,
+                Err(trap) => {
+                    self.steps += 1;
+                    self.trap(trap);
+                    continue;
+                }
+            };
+            let mut page = self.code.take(slot);
+            let leave = self.run_page(&mut page, slot, budget);
+            self.code.put(slot, page);
+            if let Leave::End(end) = leave {
+                return end;
+            }
+        }
+        RunEnd::Budget
+    }
+
+    fn trap(&mut self, trap: Trap) {
+        self.hart.take_trap(trap);
+        self.tlb.set_context(self.hart);
+    }
+
+    #[inline(always)]
+    fn x(&self, r: u8) -> u64 {
+        self.hart.x[usize::from(r & 63)]
+    }
+
+    #[inline(always)]
+    fn set_x(&mut self, r: u8, v: u64) {
+        self.hart.x[usize::from(r & 63)] = v;
+    }
+
+    #[inline(always)]
+    fn load_fast<const N: usize>(&self, va: u64) -> Option<[u8; N]> {
+        let e = &self.tlb.read[self.tlb.data_index(va)];
+        if e.tag == va.wrapping_add(N as u64 - 1) & !0xfff {
+            let off = va.wrapping_add(e.add) as usize;
+            return self.bus.ram.bytes().get(off..)?.first_chunk::<N>().copied();
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn store_fast<const N: usize>(&mut self, va: u64, value: [u8; N]) -> bool {
+        let e = &self.tlb.write[self.tlb.data_index(va)];
+        if e.tag == va.wrapping_add(N as u64 - 1) & !0xfff {
+            let off = va.wrapping_add(e.add) as usize;
+            if let Some(place) = self.bus.ram.bytes_mut().get_mut(off..).and_then(|b| b.first_chunk_mut::<N>()) {
+                *place = value;
+                return true;
+            }
+        }
+        false
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm an instruction; the hot loop of the interpreter")]
+    fn run_page(&mut self, page: &mut CodePage, slot: u32, budget: u64) -> Leave {
+        let page_va = self.hart.pc & !0xfff;
+        let mut idx = ((self.hart.pc & 0xfff) >> 1) as usize;
+        let mut steps = self.steps;
+
+        macro_rules! here {
+            () => {
+                page_va.wrapping_add((idx as u64) << 1)
+            };
+        }
+        macro_rules! leave {
+            ($pc:expr, $leave:expr) => {{
+                self.hart.pc = $pc;
+                self.steps = steps;
+                return $leave;
+            }};
+        }
+        macro_rules! trap {
+            ($trap:expr) => {{
+                let trap = $trap;
+                self.hart.pc = here!();
+                self.steps = steps;
+                self.trap(trap);
+                return Leave::Refetch;
+            }};
+        }
+        loop {
+            if steps >= budget {
+                leave!(here!(), Leave::End(RunEnd::Budget));
+            }
+            steps += 1;
+            let mut at = idx;
+            'dispatch: loop {
+                let insn = &page[at];
+                macro_rules! next {
+                    () => {{
+                        idx += insn.len();
+                        break 'dispatch;
+                    }};
+                }
+                macro_rules! alu {
+                    ($a:ident, $b:ident, $e:expr) => {{
+                        let ($a, $b) = (self.x(insn.rs1), self.x(insn.rs2()));
+                        self.set_x(insn.rd, $e);
+                        next!()
+                    }};
+                }
+                macro_rules! alui {
+                    ($a:ident, $i:ident, $e:expr) => {{
+                        let ($a, $i) = (self.x(insn.rs1), insn.imm as u64);
+                        self.set_x(insn.rd, $e);
+                        next!()
+                    }};
+                }
+                macro_rules! jump {
+                    () => {{
+                        let to = (idx as i64 + i64::from(insn.imm)) as u64;
+                        if to < SLOTS as u64 {
+                            idx = to as usize;
+                            break 'dispatch;
+                        }
+                        leave!(page_va.wrapping_add(to << 1), Leave::Refetch)
+                    }};
+                }
+                macro_rules! branch {
+                    ($a:ident, $b:ident, $e:expr) => {{
+                        let ($a, $b) = (self.x(insn.rs1), self.x(insn.rs2()));
+                        if $e { jump!() } else { next!() }
+                    }};
+                }
+                macro_rules! load {
+                    ($n:literal, $v:ident, $e:expr) => {{
+                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
+                        let ($v, device) = match self.load_fast::<$n>(va) {
+                            Some(bytes) => {
+                                let mut wide = [0u8; 8];
+                                wide[..$n].copy_from_slice(&bytes);
+                                (u64::from_le_bytes(wide), false)
+                            }
+                            None => {
+                                self.steps = steps;
+                                match self.load_slow(va, $n) {
+                                    Ok(got) => got,
+                                    Err(t) => trap!(t),
+                                }
+                            }
+                        };
+                        self.set_x(insn.rd, $e);
+                        if device {
+                            idx += insn.len();
+                            leave!(here!(), Leave::End(RunEnd::Attention));
+                        }
+                        next!()
+                    }};
+                }
+                macro_rules! store {
+                    ($n:literal) => {{
+                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
+                        let value = self.x(insn.rs2());
+                        if !self.store_fast(va, *value.to_le_bytes().first_chunk::<$n>().expect("N <= 8")) {
+                            self.steps = steps;
+                            match self.store_slow(va, $n, value) {
+                                Ok(Stored::Plain) => {}
+                                Ok(Stored::Refetch) => {
+                                    idx += insn.len();
+                                    leave!(here!(), Leave::Refetch)
+                                }
+                                Ok(Stored::Device) => {
+                                    idx += insn.len();
+                                    leave!(here!(), Leave::End(RunEnd::Attention))
+                                }
+                                Err(t) => trap!(t),
+                            }
+                        }
+                        next!()
+                    }};
+                }
+                match insn.op {
+                    Op::Lui => {
+                        self.set_x(insn.rd, insn.imm as u64);
+                        next!()
+                    }
+                    Op::Auipc => {
+                        self.set_x(insn.rd, here!().wrapping_add(insn.imm as u64));
+                        next!()
+                    }
+                    Op::Jal => {
+                        self.set_x(insn.rd, here!().wrapping_add((insn.len() as u64) << 1));
+                        jump!()
+                    }
+                    Op::Jalr => {
+                        let to = self.x(insn.rs1).wrapping_add(insn.imm as u64) & !1;
+                        self.set_x(insn.rd, here!().wrapping_add((insn.len() as u64) << 1));
+                        let offset = to.wrapping_sub(page_va);
+                        if offset < 0x1000 {
+                            idx = (offset >> 1) as usize;
+                            break 'dispatch;
+                        }
+                        leave!(to, Leave::Refetch)
+                    }
+                    Op::Beq => branch!(a, b, a == b),
+                    Op::Bne => branch!(a, b, a != b),
+                    Op::Blt => branch!(a, b, (a as i64) < b as i64),
+                    Op::Bge => branch!(a, b, a as i64 >= b as i64),
+                    Op::Bltu => branch!(a, b, a < b),
+                    Op::Bgeu => branch!(a, b, a >= b),
+                    Op::Lb => load!(1, v, v as i8 as u64),
+                    Op::Lh => load!(2, v, v as i16 as u64),
+                    Op::Lw => load!(4, v, sext32(v)),
+                    Op::Ld => load!(8, v, v),
+                    Op::Lbu => load!(1, v, v),
+                    Op::Lhu => load!(2, v, v),
+                    Op::Lwu => load!(4, v, v),
+                    Op::Sb => store!(1),
+                    Op::Sh => store!(2),
+                    Op::Sw => store!(4),
+                    Op::Sd => store!(8),
+                    Op::Addi => alui!(a, i, a.wrapping_add(i)),
+                    Op::Slti => alui!(a, i, u64::from((a as i64) < i as i64)),
+                    Op::Sltiu => alui!(a, i, u64::from(a < i)),
+                    Op::Xori => alui!(a, i, a ^ i),
+                    Op::Ori => alui!(a, i, a | i),
+                    Op::Andi => alui!(a, i, a & i),
+                    Op::Slli => alui!(a, i, a << (i & 63)),
+                    Op::Srli => alui!(a, i, a >> (i & 63)),
+                    Op::Srai => alui!(a, i, (a as i64 >> (i & 63)) as u64),
+                    Op::Add => alu!(a, b, a.wrapping_add(b)),
+                    Op::Sub => alu!(a, b, a.wrapping_sub(b)),
+                    Op::Sll => alu!(a, b, a << (b & 63)),
+                    Op::Slt => alu!(a, b, u64::from((a as i64) < b as i64)),
+                    Op::Sltu => alu!(a, b, u64::from(a < b)),
+                    Op::Xor => alu!(a, b, a ^ b),
+                    Op::Srl => alu!(a, b, a >> (b & 63)),
+                    Op::Sra => alu!(a, b, (a as i64 >> (b & 63)) as u64),
+                    Op::Or => alu!(a, b, a | b),
+                    Op::And => alu!(a, b, a & b),
+                    Op::Addiw => alui!(a, i, sext32(a.wrapping_add(i))),
+                    Op::Slliw => alui!(a, i, sext32(a << (i & 31))),
+                    Op::Srliw => alui!(a, i, sext32(u64::from(a as u32 >> (i & 31)))),
+                    Op::Sraiw => alui!(a, i, (a as i32 >> (i & 31)) as u64),
+                    Op::Addw => alu!(a, b, sext32(a.wrapping_add(b))),
+                    Op::Subw => alu!(a, b, sext32(a.wrapping_sub(b))),
+                    Op::Sllw => alu!(a, b, sext32(a << (b & 31))),
+                    Op::Srlw => alu!(a, b, sext32(u64::from(a as u32 >> (b & 31)))),
+                    Op::Sraw => alu!(a, b, (a as i32 >> (b & 31)) as u64),
+                    Op::Mul => alu!(a, b, a.wrapping_mul(b)),
+                    Op::Mulh => alu!(a, b, ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64),
+                    Op::Mulhsu => {
+                        alu!(a, b, (i128::from(a as i64).wrapping_mul(i128::from(b)) >> 64) as u64)
+                    }
+                    Op::Mulhu => alu!(a, b, ((u128::from(a) * u128::from(b)) >> 64) as u64),
+                    Op::Div => alu!(a, b, div_signed(a, b)),
+                    Op::Divu => alu!(a, b, a.checked_div(b).unwrap_or(u64::MAX)),
+                    Op::Rem => alu!(a, b, rem_signed(a, b)),
+                    Op::Remu => alu!(a, b, a.checked_rem(b).unwrap_or(a)),
+                    Op::Mulw => alu!(a, b, sext32(a.wrapping_mul(b))),
+                    Op::Divw => alu!(a, b, sext32(div_signed(sext32(a), sext32(b)))),
+                    Op::Divuw => {
+                        alu!(a, b, sext32(u64::from((a as u32).checked_div(b as u32).unwrap_or(u32::MAX))))
+                    }
+                    Op::Remw => alu!(a, b, sext32(rem_signed(sext32(a), sext32(b)))),
+                    Op::Remuw => {
+                        alu!(a, b, sext32(u64::from((a as u32).checked_rem(b as u32).unwrap_or(a as u32))))
+                    }
+                    Op::Fence => next!(),
+                    Op::Fld if self.hart.fp_enabled() => {
+                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
+                        if let Some(bytes) = self.load_fast::<8>(va) {
+                            self.hart.f[usize::from(insn.rd & 31)] = u64::from_le_bytes(bytes);
+                            self.hart.set_fp_dirty();
+                            next!()
+                        }
+                    }
+                    Op::Fsd if self.hart.fp_enabled() => {
+                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
+                        let value = self.hart.f[usize::from(insn.rs2() & 31)];
+                        if self.store_fast(va, value.to_le_bytes()) {
+                            next!()
+                        }
+                    }
+                    Op::Illegal if insn.imm != 0 => match insn.imm {
+                        marker::UNDECODED => {
+                            let owner = self.code.owner(slot);
+                            let (decoded, tracked) = code::decode_at(self.bus.ram, owner, idx);
+                            if tracked {
+                                self.writes_tracked_to(owner);
+                            }
+                            page[idx] = decoded;
+                            continue 'dispatch;
+                        }
+                        marker::STRADDLE => {
+                            self.steps = steps;
+                            match self.fetch_straddling(here!()) {
+                                Ok(decoded) => page[STRADDLE_SLOT] = decoded,
+                                Err(t) => trap!(t),
+                            }
+                            at = STRADDLE_SLOT;
+                            continue 'dispatch;
+                        }
+                        _ => {
+                            steps -= 1;
+                            leave!(here!(), Leave::Refetch)
+                        }
+                    },
+                    _ => {}
+                }
+                // Everything rarer.
+                self.steps = steps;
+                self.hart.pc = here!();
+                let after = here!().wrapping_add((insn.len() as u64) << 1);
+                match self.execute_rare(insn.unpack()) {
+                    Ok(Next::Plain) => next!(),
+                    Ok(Next::Refetch) => leave!(after, Leave::Refetch),
+                    Ok(Next::Attention) => leave!(after, Leave::End(RunEnd::Attention)),
+                    Ok(Next::SbiCall) => leave!(after, Leave::End(RunEnd::SbiCall)),
+                    Ok(Next::Yield) => leave!(after, Leave::End(RunEnd::Yield)),
+                    Ok(Next::Jumped) => return Leave::Refetch,
+                    Ok(Next::JumpedAttention) => return Leave::End(RunEnd::Attention),
+                    Err(t) => trap!(t),
+                }
+            }
+        }
+    }
+
+    /// The instruction at `pc`, which ends on the next page.
+    #[cold]
+    fn fetch_straddling(&mut self, pc: u64) -> Result<Slot, Trap> {
+        let second = pc.wrapping_add(2);
+        let lo = self.translate_fetch(pc)?;
+        let hi = self.translate_fetch(second).map_err(|t| Trap { tval: second, ..t })?;
+        let fault = |_| Trap { cause: cause::FETCH_ACCESS, tval: pc };
+        let lo = self.bus.ram.read_u16(lo).map_err(fault)?;
+        let hi = self.bus.ram.read_u16(hi).map_err(fault)?;
+        Ok(code::predecode(u32::from(lo) | u32::from(hi) << 16))
+    }
+
+    /// The illegal-instruction exception for the instruction at `hart.pc`, with its bits.
+    pub(super) fn illegal(&mut self) -> Trap {
+        let pc = self.hart.pc;
+        let mut half = |va| {
+            let gpa = self.translate_fetch(va).ok()?;
+            self.bus.ram.read_u16(gpa).ok()
+        };
+        let lo = half(pc).unwrap_or(0);
+        let hi = if lo & 3 == 3 { half(pc.wrapping_add(2)).unwrap_or(0) } else { 0 };
+        Trap { cause: cause::ILLEGAL, tval: u64::from(lo) | u64::from(hi) << 16 }
+    }
+
+    fn csr_env(&self) -> CsrEnv {
+        let before = self.steps - 1;
+        CsrEnv {
+            mtime: self.bus.clock.mtime(self.bus.icount + before),
+            steps: self.hart.steps.wrapping_add(before),
+        }
+    }
+
+    fn csr(&mut self, insn: Insn) -> Result<Next, Trap> {
+        let number = insn.imm as u16;
+        let immediate = matches!(insn.op, Op::CsrRwi | Op::CsrRsi | Op::CsrRci);
+        let operand = if immediate { u64::from(insn.rs1) } else { self.x(insn.rs1) };
+        let swap = matches!(insn.op, Op::CsrRw | Op::CsrRwi);
+        let write = swap || insn.rs1 != 0;
+        let env = self.csr_env();
+        // CSRRW with rd = x0 does not read, but reads here have no side effects.
+        let Ok(old) = self.hart.read_csr(number, write, env) else { return Err(self.illegal()) };
+        let mut effect = CsrEffect::None;
+        if write {
+            let base = if number == 0x344 || number == 0x144 { self.hart.csr.mip_soft } else { old };
+            let new = match insn.op {
+                Op::CsrRw | Op::CsrRwi => operand,
+                Op::CsrRs | Op::CsrRsi => base | operand,
+                _ => base & !operand,
+            };
+            match self.hart.write_csr(number, new, env) {
+                Ok(e) => effect = e,
+                Err(_) => return Err(self.illegal()),
+            }
+        }
+        self.set_x(insn.rd, old);
+        Ok(match effect {
+            CsrEffect::None => Next::Plain,
+            CsrEffect::Status => {
+                self.tlb.set_context(self.hart);
+                if self.hart.pending_interrupt().is_some() { Next::Attention } else { Next::Plain }
+            }
+            CsrEffect::Timer => Next::Attention,
+            CsrEffect::Translation => {
+                self.tlb.flush();
+                self.tlb.set_context(self.hart);
+                Next::Refetch
+            }
+        })
+    }
+
+    fn return_from_trap(&mut self, machine: bool) -> Result<Next, Trap> {
+        let allowed = if machine {
+            self.hart.mode == Mode::Machine
+        } else {
+            self.hart.mode == Mode::Machine
+                || (self.hart.mode == Mode::Supervisor && self.hart.csr.mstatus & mstatus::TSR == 0)
+        };
+        if !allowed {
+            return Err(self.illegal());
+        }
+        if machine {
+            self.hart.mret();
+        } else {
+            self.hart.sret();
+        }
+        self.tlb.set_context(self.hart);
+        Ok(if self.hart.pending_interrupt().is_some() { Next::JumpedAttention } else { Next::Jumped })
+    }
+
+    fn wait_for_interrupt(&mut self) -> Result<Next, Trap> {
+        let allowed = match self.hart.mode {
+            Mode::Machine => true,
+            Mode::Supervisor => self.hart.csr.mstatus & mstatus::TW == 0,
+            Mode::User => false,
+        };
+        if !allowed {
+            return Err(self.illegal());
+        }
+        self.hart.waiting = true;
+        Ok(Next::Attention)
+    }
+
+    fn environment_call(&mut self) -> Result<Next, Trap> {
+        let cause = match self.hart.mode {
+            Mode::User => cause::ECALL_U,
+            Mode::Supervisor if self.bus.sbi => return Ok(Next::SbiCall),
+            Mode::Supervisor => cause::ECALL_S,
+            Mode::Machine => cause::ECALL_M,
+        };
+        Err(Trap { cause, tval: 0 })
+    }
+
+    /// Executes an instruction outside the fast loop. `hart.pc` is the instruction's address.
+    fn execute_rare(&mut self, insn: Insn) -> Result<Next, Trap> {
+        match insn.op {
+            Op::CsrRw | Op::CsrRs | Op::CsrRc | Op::CsrRwi | Op::CsrRsi | Op::CsrRci => self.csr(insn),
+            Op::Ecall => self.environment_call(),
+            Op::Ebreak => Err(Trap { cause: cause::BREAKPOINT, tval: self.hart.pc }),
+            Op::Mret => self.return_from_trap(true),
+            Op::Sret => self.return_from_trap(false),
+            Op::Wfi => self.wait_for_interrupt(),
+            // Decoded code is coherent with memory (INV-ENGINE-3).
+            Op::FenceI => Ok(Next::Plain),
+            Op::Pause => Ok(if self.bus.smp { Next::Yield } else { Next::Plain }),
+            // Translations are coherent with page tables (INV-MMU-1), so that only the checks remain.
+            Op::SfenceVma | Op::SinvalVma => match self.hart.mode {
+                Mode::User => Err(self.illegal()),
+                Mode::Supervisor if self.hart.csr.mstatus & mstatus::TVM != 0 => Err(self.illegal()),
+                _ => Ok(Next::Plain),
+            },
+            Op::SfenceWInval | Op::SfenceInvalIr => match self.hart.mode {
+                Mode::User => Err(self.illegal()),
+                _ => Ok(Next::Plain),
+            },
+            op if op >= Op::LrW && op <= Op::AmoMaxuD => self.atomic(insn),
+            op if op >= Op::Flw => self.floating_point(insn),
+            _ => Err(self.illegal()),
+        }
+    }
+}
+
+fn div_signed(a: u64, b: u64) -> u64 {
+    match b as i64 {
+        0 => u64::MAX,
+        b => (a as i64).wrapping_div(b) as u64,
+    }
+}
+
+fn rem_signed(a: u64, b: u64) -> u64 {
+    match b as i64 {
+        0 => a,
+        b => (a as i64).wrapping_rem(b) as u64,
+    }
+}

@@ -1,0 +1,464 @@
+//! The machine: harts in turns, devices, guest time, inputs and outputs, snapshots and digests.
+//!
+//! # Place
+//! The shell's vCPU thread owns a [`Machine`]: it applies inputs, calls [`Machine::run`] and takes outputs.
+//!
+//! # Invariants
+//! - INV-MACHINE-1: `run(n)` leaves the same state as `run(k)` then `run(n)` for every k between; hart turns, timers and
+//!   interrupts happen at an icount that the state alone decides.
+//! - INV-MACHINE-2: a call of `run` that makes no step changes nothing that [`Machine::digest`] sees.
+//! - INV-MACHINE-3: no guest action panics; what cannot go on becomes a [`HaltReason`].
+//! - INV-MACHINE-4: icount grows by one for each instruction retired and each trap taken, by any hart.
+//!
+//! # Determinism
+//! Inputs enter by [`Machine::apply`] alone. A hart runs for at most `TURN` steps, then the next runnable one does; WFI
+//! and, with several harts, `pause` end the turn.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::board::{self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError};
+use crate::board::boot::{self, LoadError};
+use crate::clock::Clock;
+use crate::config::{BootImages, MachineConfig};
+use crate::hart::{Hart, HartSaved, HartState, Mode, irq};
+use crate::interp::{Bus, Interp, RunEnd};
+use crate::io::{HaltReason, Input, Output, OutputKind};
+use crate::ram::{GuestRam, OutsideRam, PAGE_SHIFT, RAM_BASE};
+use crate::sbi::{self, SbiRequest};
+
+/// Steps of a hart's turn.
+const TURN: u64 = 8192;
+/// Version of [`MachineSaved`] and of the machine model: replicas must agree on it.
+pub const MODEL_VERSION: u32 = 1;
+
+/// Why [`Machine::run`] came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// Stands at exactly the icount asked for.
+    Reached,
+    /// Every hart waits for an interrupt: only an input can go on.
+    Idle,
+    /// There are outputs that somebody waits for.
+    Output,
+    /// Another thread asked.
+    Stopped,
+    /// The machine is off.
+    Halted,
+}
+
+/// The machine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NewMachineError {
+    /// The configuration is not possible.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A boot image is no good.
+    #[error(transparent)]
+    Boot(#[from] LoadError),
+}
+
+/// A saved machine cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Of another machine model.
+    #[error("the snapshot is of machine model {found}, this build has model {MODEL_VERSION}")]
+    Version {
+        /// The snapshot's.
+        found: u32,
+    },
+    /// The configuration is not possible.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A device's state is no good.
+    #[error(transparent)]
+    Board(#[from] LoadBoardError),
+    /// The number of harts or of their registers is wrong.
+    #[error("the snapshot's harts do not fit its configuration")]
+    Harts,
+}
+
+/// Everything of a machine but the contents of RAM and the boot images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "as in Machine")]
+pub struct MachineSaved {
+    pub model: u32,
+    pub config: MachineConfig,
+    pub icount: u64,
+    pub clock: Clock,
+    pub current: u8,
+    pub turn_left: u64,
+    pub harts: Vec<HartSaved>,
+    pub board: BoardSaved,
+    pub halted: Option<HaltReason>,
+}
+
+/// A machine. See the module documentation.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    images: BootImages,
+    harts: Vec<Hart>,
+    current: usize,
+    turn_left: u64,
+    icount: u64,
+    clock: Clock,
+    ram: GuestRam,
+    board: Board,
+    interp: Interp,
+    outputs: Vec<Output>,
+    halted: Option<HaltReason>,
+}
+
+impl Machine {
+    /// A machine at power-on, with its images loaded.
+    ///
+    /// # Errors
+    /// [`NewMachineError`] with one line for people.
+    pub fn new(config: MachineConfig, images: BootImages) -> Result<Self, NewMachineError> {
+        config.check()?;
+        let ram = GuestRam::new(config.ram_size);
+        let mut m = Self {
+            harts: Vec::new(),
+            current: 0,
+            turn_left: TURN,
+            icount: 0,
+            clock: Clock::default(),
+            interp: Interp::new(usize::from(config.harts), &ram),
+            board: Board::new(&config),
+            ram,
+            outputs: Vec::new(),
+            halted: None,
+            config,
+            images,
+        };
+        m.boot()?;
+        Ok(m)
+    }
+
+    /// Loads the images and puts the harts at their first instruction.
+    fn boot(&mut self) -> Result<(), LoadError> {
+        let entry = boot::load(&self.config, &self.images, &mut self.ram)?;
+        self.harts = (0..self.config.harts).map(Hart::new).collect();
+        for hart in &mut self.harts {
+            if entry.machine_mode {
+                hart.pc = entry.pc;
+                hart.x[10] = u64::from(hart.id);
+                hart.x[11] = entry.a1;
+                hart.x[12] = entry.a2;
+            } else {
+                sbi::prepare_hart(hart);
+            }
+        }
+        if !entry.machine_mode {
+            sbi::start_hart(&mut self.harts[0], entry.pc, entry.a1);
+        }
+        self.current = 0;
+        self.turn_left = TURN;
+        Ok(())
+    }
+
+    /// Back to power-on; icount and guest time go on.
+    fn reset(&mut self) {
+        self.ram.clear();
+        self.board.reset();
+        if let Err(e) = self.boot() {
+            self.halted = Some(HaltReason::GuestFault { reason: format!("reset failed: {e}") });
+        }
+    }
+
+    /// The configuration it was made with.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// The images it boots.
+    #[must_use]
+    pub fn images(&self) -> &BootImages {
+        &self.images
+    }
+
+    /// Steps made so far.
+    #[must_use]
+    pub fn icount(&self) -> u64 {
+        self.icount
+    }
+
+    /// Guest time now, in ticks of 100 ns.
+    #[must_use]
+    pub fn mtime(&self) -> u64 {
+        self.clock.mtime(self.icount)
+    }
+
+    /// The clock, as the log's encoder and decoder start from it.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Why it is off, if it is.
+    #[must_use]
+    pub fn halted(&self) -> Option<&HaltReason> {
+        self.halted.as_ref()
+    }
+
+    /// The harts, for debuggers and tests.
+    #[must_use]
+    pub fn harts(&self) -> &[Hart] {
+        &self.harts
+    }
+
+    /// The harts, for tests that set up a state.
+    pub fn harts_mut(&mut self) -> &mut [Hart] {
+        &mut self.harts
+    }
+
+    /// RAM.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// RAM, for snapshots and tests.
+    pub fn ram_mut(&mut self) -> &mut GuestRam {
+        &mut self.ram
+    }
+
+    /// Outputs made since the last call, in order.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Requests without an answer: what a machine going live must issue again.
+    #[must_use]
+    pub fn outstanding(&self) -> Vec<OutputKind> {
+        self.board.outstanding()
+    }
+
+    /// Earliest guest time at which a timer will fire, in ticks; `None` when no timer is set.
+    #[must_use]
+    pub fn next_timer(&self) -> Option<u64> {
+        let now = self.mtime();
+        let mut next = self.board.next_deadline();
+        for hart in &self.harts {
+            let timers = [
+                (hart.csr.mie & irq::MTIP != 0).then(|| self.board.mtimecmp(hart.id)),
+                (hart.has_stimecmp() && hart.csr.mie & irq::STIP != 0).then_some(hart.csr.stimecmp),
+            ];
+            for t in timers.into_iter().flatten().filter(|&t| t > now && t != u64::MAX) {
+                next = Some(next.map_or(t, |n| n.min(t)));
+            }
+        }
+        next
+    }
+
+    /// Derives each hart's interrupt lines from devices and timers.
+    fn refresh_lines(&mut self) {
+        let mtime = self.mtime();
+        for hart in &mut self.harts {
+            let lines = self.board.irq_lines(hart.id);
+            hart.lines = if lines.meip { irq::MEIP } else { 0 }
+                | if lines.seip { irq::SEIP } else { 0 }
+                | if lines.msip { irq::MSIP } else { 0 }
+                | if mtime >= self.board.mtimecmp(hart.id) { irq::MTIP } else { 0 }
+                | if hart.has_stimecmp() && mtime >= hart.csr.stimecmp { irq::STIP } else { 0 };
+        }
+    }
+
+    /// Lets devices whose time has come act. Idempotent at one icount.
+    fn settle(&mut self) {
+        let mtime = self.mtime();
+        if self.board.next_deadline().is_some_and(|at| at <= mtime) {
+            let Self { board, ram, outputs, icount, .. } = self;
+            board.poll(&mut BusCtx { ram, icount: *icount, mtime, outputs });
+        }
+    }
+
+    /// Chooses the hart to run; `None` when all wait.
+    fn choose_hart(&mut self) -> Option<usize> {
+        let runnable = |h: &Hart| h.state == HartState::Started && (!h.waiting || h.wakes());
+        if self.turn_left == 0 || !runnable(&self.harts[self.current]) {
+            let n = self.harts.len();
+            let next = (1..=n).map(|i| (self.current + i) % n).find(|&i| runnable(&self.harts[i]))?;
+            self.current = next;
+            self.turn_left = TURN;
+        }
+        Some(self.current)
+    }
+
+    /// Steps from here to the next timer of hart `h`, at least 1.
+    fn steps_to_timer(&self, h: usize) -> u64 {
+        let hart = &self.harts[h];
+        let mut steps = u64::MAX;
+        let stimecmp = hart.has_stimecmp().then_some(hart.csr.stimecmp);
+        let timers = [Some(self.board.mtimecmp(hart.id)), stimecmp, self.board.next_deadline()];
+        let now = self.mtime();
+        for t in timers.into_iter().flatten().filter(|&t| t > now) {
+            if let Some(at) = self.clock.icount_at(t) {
+                steps = steps.min(at.saturating_sub(self.icount).max(1));
+            }
+        }
+        steps
+    }
+
+    /// Runs until icount is exactly `until`, or for another reason of [`Exit`] before that. `stop` is looked at every few
+    /// thousand steps.
+    pub fn run(&mut self, until: u64, stop: &AtomicBool) -> Exit {
+        let start = self.icount;
+        loop {
+            if self.halted.is_some() {
+                return Exit::Halted;
+            }
+            if self.icount >= until {
+                return Exit::Reached;
+            }
+            if self.icount != start && stop.load(Ordering::Relaxed) {
+                return Exit::Stopped;
+            }
+            self.settle();
+            self.refresh_lines();
+            let Some(h) = self.choose_hart() else { return Exit::Idle };
+            self.harts[h].waiting = false;
+            if let Some(number) = self.harts[h].pending_interrupt() {
+                self.harts[h].take_interrupt(number);
+                self.harts[h].steps = self.harts[h].steps.wrapping_add(1);
+                self.icount += 1;
+                self.turn_left -= 1;
+                continue;
+            }
+            let budget = (until - self.icount).min(self.turn_left).min(self.steps_to_timer(h));
+            self.run_hart(h, budget);
+            if self.outputs.iter().any(|o| o.kind.is_urgent()) {
+                return Exit::Output;
+            }
+        }
+    }
+
+    fn run_hart(&mut self, h: usize, budget: u64) {
+        let smp = self.harts.len() > 1;
+        let mut bus = Bus {
+            ram: &mut self.ram,
+            board: &mut self.board,
+            outputs: &mut self.outputs,
+            clock: self.clock,
+            icount: self.icount,
+            sbi: self.images.bios.is_none(),
+            smp,
+        };
+        let (steps, end) = self.interp.run(&mut self.harts[h], &mut bus, budget);
+        self.icount += steps;
+        self.turn_left -= steps;
+        let request = match end {
+            RunEnd::SbiCall => sbi::call(&mut self.harts, h, &self.ram),
+            RunEnd::Yield => {
+                self.turn_left = 0;
+                SbiRequest::None
+            }
+            RunEnd::Budget => return,
+            RunEnd::Attention => SbiRequest::None,
+        };
+        match (request, self.board.take_request()) {
+            (SbiRequest::Output(kind), _) => self.outputs.push(Output { icount: self.icount, kind }),
+            (SbiRequest::PowerOff(code), _) | (_, Some(BoardRequest::PowerOff { code })) => {
+                self.halted = Some(HaltReason::PowerOff { code });
+            }
+            (SbiRequest::Reset, _) | (_, Some(BoardRequest::Reset)) => self.reset(),
+            (SbiRequest::None, None) => {}
+        }
+    }
+
+    /// Applies an input here.
+    ///
+    /// # Errors
+    /// [`ApplyError`] when it names a device or request that does not exist; nothing has changed then.
+    pub fn apply(&mut self, input: &Input) -> Result<(), ApplyError> {
+        self.settle();
+        match input {
+            Input::Clock { mtime, rate } => {
+                self.clock.set(self.icount, *mtime, *rate);
+                self.settle();
+            }
+            Input::PowerOff => self.halted = Some(HaltReason::Operator),
+            _ => {
+                let mtime = self.mtime();
+                let Self { board, ram, outputs, icount, .. } = self;
+                board.apply(input, &mut BusCtx { ram, icount: *icount, mtime, outputs })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hash of everything that the guest can see and everything that decides its future.
+    pub fn digest(&mut self) -> u64 {
+        let memory = self.ram.digest();
+        let bytes = postcard::to_stdvec(&self.save()).expect("saved state is plain data");
+        xxhash_rust::xxh3::xxh3_64_with_seed(&bytes, memory)
+    }
+
+    /// Saves everything but RAM and the images.
+    pub fn save(&mut self) -> MachineSaved {
+        self.settle();
+        MachineSaved {
+            model: MODEL_VERSION,
+            config: self.config.clone(),
+            icount: self.icount,
+            clock: self.clock,
+            current: self.current as u8,
+            turn_left: self.turn_left,
+            harts: self.harts.iter().map(Hart::save).collect(),
+            board: self.board.save(),
+            halted: self.halted.clone(),
+        }
+    }
+
+    /// A machine from its saved state, with RAM still all zero: [`Self::load_page`] fills it.
+    ///
+    /// # Errors
+    /// [`RestoreError`] with one line for people.
+    pub fn restore(saved: &MachineSaved, images: BootImages) -> Result<Self, RestoreError> {
+        if saved.model != MODEL_VERSION {
+            return Err(RestoreError::Version { found: saved.model });
+        }
+        saved.config.check()?;
+        let harts: Option<Vec<Hart>> =
+            (0..).zip(&saved.harts).map(|(id, h)| Hart::load(id, h)).collect();
+        let harts = harts.filter(|h| h.len() == usize::from(saved.config.harts));
+        let harts = harts.filter(|h| usize::from(saved.current) < h.len()).ok_or(RestoreError::Harts)?;
+        let ram = GuestRam::new(saved.config.ram_size);
+        Ok(Self {
+            interp: Interp::new(harts.len(), &ram),
+            board: board::Board::load(&saved.config, &saved.board)?,
+            harts,
+            current: usize::from(saved.current),
+            turn_left: saved.turn_left.min(TURN),
+            icount: saved.icount,
+            clock: saved.clock,
+            ram,
+            outputs: Vec::new(),
+            halted: saved.halted.clone(),
+            config: saved.config.clone(),
+            images,
+        })
+    }
+
+    /// Sets a page of a restored machine.
+    ///
+    /// # Errors
+    /// [`OutsideRam`] when there is no such page.
+    pub fn load_page(&mut self, page: u32, data: &[u8]) -> Result<(), OutsideRam> {
+        self.ram.write(RAM_BASE + (u64::from(page) << PAGE_SHIFT), data)
+    }
+
+    /// Drops every cache of the engine; tests use it to show that nothing depends on them.
+    pub fn drop_caches(&mut self) {
+        self.interp.drop_caches(&mut self.ram);
+    }
+
+    /// Privilege mode of a hart, for status displays.
+    #[must_use]
+    pub fn mode(&self, hart: usize) -> Option<Mode> {
+        self.harts.get(hart).map(|h| h.mode)
+    }
+}
