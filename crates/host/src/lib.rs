@@ -9,6 +9,9 @@
 
 pub mod announce;
 pub mod arbiter;
+pub mod channel;
+pub mod config;
 pub mod disk;
 pub mod name;
 pub mod one_line;
+pub mod tap;

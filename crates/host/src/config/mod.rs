@@ -1,0 +1,202 @@
+//! Configuration files of the daemon and of VMs: TOML, every key known, every mistake reported as one line.
+//!
+//! # Place
+//! Read by the binary and the daemon before anything is started.
+//!
+//! # Failure
+//! [`ConfigError`] names the file, the line where there is one, and what is wrong.
+
+mod size;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+pub use self::size::{parse_size, render_size};
+pub use self::vm::{
+    DiskMode, DiskSection, Drawn, NetSection, ProtectionSection, VmConfig, stable_mac,
+};
+use crate::name::check_name;
+use crate::one_line::flatten;
+
+/// Longest configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Time without a sign of life after which a peer counts as lost, unless configured.
+pub const DETECTION_MS_DEFAULT: u32 = 100;
+/// Range of detection times that makes sense.
+const DETECTION_MS: std::ops::RangeInclusive<u32> = 10..=60_000;
+
+/// What is wrong with a configuration, as one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}{}: {problem}", line.map(|l| format!(":{l}")).unwrap_or_default())]
+pub struct ConfigError {
+    /// The file.
+    pub file: String,
+    /// Line in the file, from 1.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// Where a generation is claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArbiterSection {
+    /// A directory on storage that all hosts share.
+    Dir(PathBuf),
+    /// Endpoints of etcd.
+    Etcd(Vec<String>),
+}
+
+/// Configuration of a host's daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// Name of this host.
+    pub name: String,
+    /// Address that peers connect to, with port.
+    pub listen: String,
+    /// Path of the control socket.
+    #[serde(default = "default_socket")]
+    pub socket: PathBuf,
+    /// Directory for what has to be remembered.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// File with the secret that all hosts share.
+    pub secret_file: PathBuf,
+    /// Who decides which host is live.
+    pub arbiter: ArbiterSection,
+    /// Addresses, with ports, of the other hosts, by name.
+    #[serde(default)]
+    pub peers: BTreeMap<String, String>,
+    /// Time without a sign of life after which a peer counts as lost, in milliseconds.
+    #[serde(default = "default_detection_ms")]
+    pub detection_ms: u32,
+}
+
+fn default_socket() -> PathBuf {
+    PathBuf::from("/run/understudy/control.sock")
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/understudy")
+}
+
+fn default_detection_ms() -> u32 {
+    DETECTION_MS_DEFAULT
+}
+
+impl HostConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&read_text(path)?, &path.display().to_string())
+    }
+
+    /// Reads and checks a text; `file` is used in messages.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
+        let config: Self = parse_toml(text, file)?;
+        config.check().map_err(|problem| at(text, file, problem))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        check_name(&self.name).map_err(|e| problem("name", e.to_string()))?;
+        check_address("listen", &self.listen)?;
+        for (peer, address) in &self.peers {
+            check_name(peer).map_err(|e| problem(peer, e.to_string()))?;
+            check_address(peer, address)?;
+            if *peer == self.name {
+                return Err(problem(peer, format!("peer {peer:?} is this host itself")));
+            }
+        }
+        if let ArbiterSection::Etcd(endpoints) = &self.arbiter {
+            let bad = endpoints.iter().find(|e| !e.starts_with("http://"));
+            if let Some(bad) = bad {
+                let text = format!("etcd endpoint {bad:?} does not start with http://");
+                return Err(problem("arbiter", text));
+            }
+            if endpoints.is_empty() {
+                return Err(problem("arbiter", "etcd needs at least one endpoint".to_owned()));
+            }
+        }
+        check_detection(self.detection_ms)
+    }
+}
+
+/// A mistake that TOML itself does not find, and the key that it is about.
+struct Problem {
+    key: String,
+    text: String,
+}
+
+fn problem(key: &str, text: String) -> Problem {
+    Problem { key: key.to_owned(), text }
+}
+
+fn check_address(key: &str, address: &str) -> Result<(), Problem> {
+    let port = address.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+    match port {
+        Some((host, Ok(_))) if !host.is_empty() => Ok(()),
+        _ => Err(problem(key, format!("address {address:?} is not of the form HOST:PORT"))),
+    }
+}
+
+fn check_detection(ms: u32) -> Result<(), Problem> {
+    if DETECTION_MS.contains(&ms) {
+        return Ok(());
+    }
+    let text = format!("detection_ms is {ms}, it has to be from 10 to 60000");
+    Err(problem("detection_ms", text))
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let fail =
+        |problem: String| ConfigError { file: path.display().to_string(), line: None, problem };
+    let file = std::fs::File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let mut text = String::new();
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    read.map_err(|e| fail(format!("cannot be read: {e}")))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(fail("longer than 1 MiB".to_owned()));
+    }
+    Ok(text)
+}
+
+fn parse_toml<T: DeserializeOwned>(text: &str, file: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|e| ConfigError {
+        file: file.to_owned(),
+        line: e.span().map(|span| line_of(text, span.start)),
+        problem: flatten(e.message()),
+    })
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
+}
+
+/// Finds the line of the key that a problem is about.
+fn at(text: &str, file: &str, problem: Problem) -> ConfigError {
+    let is_about = |line: &str| {
+        let line = line.trim_start().trim_start_matches('"');
+        let rest = line.strip_prefix(problem.key.as_str());
+        rest.is_some_and(|r| r.trim_start_matches('"').trim_start().starts_with('='))
+    };
+    ConfigError {
+        file: file.to_owned(),
+        line: text.lines().position(is_about).map(|l| l + 1),
+        problem: problem.text,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+use super::*;
+
+const HOST: &str = r#"
+name = "alpha"
+listen = "10.0.0.1:7000"
+secret_file = "/etc/understudy/secret"
+arbiter = { dir = "/srv/arbiter" }
+
+[peers]
+beta = "10.0.0.2:7000"
+"#;
+
+const VM: &str = r#"
+name = "web"
+memory = "512M"
+harts = 2
+kernel = "Image"
+append = "root=/dev/vda"
+
+[[disk]]
+path = "/srv/web.img"
+
+[[disk]]
+path = "tools.img"
+mode = "shared"
+readonly = true
+
+[[net]]
+bridge = "br0"
+
+[[net]]
+tap = "tap7"
+mac = "52:54:00:12:34:56"
+
+[protection]
+hosts = ["beta"]
+"#;
+
+fn vm(text: &str) -> Result<VmConfig, String> {
+    VmConfig::parse(text, "web.toml", Path::new("/vms")).map_err(|e| e.to_string())
+}
+
+fn host(text: &str) -> Result<HostConfig, String> {
+    HostConfig::parse(text, "host.toml").map_err(|e| e.to_string())
+}
+
+#[test]
+fn host_configuration_with_defaults() {
+    let config = host(HOST).unwrap();
+    assert_eq!(config.arbiter, ArbiterSection::Dir("/srv/arbiter".into()));
+    assert_eq!(config.peers["beta"], "10.0.0.2:7000");
+    assert_eq!(config.detection_ms, 100);
+    let etcd = HOST.replace(r#"dir = "/srv/arbiter""#, r#"etcd = ["http://a:1", "http://b:2"]"#);
+    assert!(matches!(host(&etcd).unwrap().arbiter, ArbiterSection::Etcd(e) if e.len() == 2));
+}
+
+#[test]
+fn mistakes_are_one_line_with_file_and_line() {
+    let cases = [
+        (HOST.replace("listen", "listne"), "host.toml:3: unknown field `listne`"),
+        (HOST.replace("10.0.0.1:7000", "10.0.0.1"), "host.toml:3: address \"10.0.0.1\" is not"),
+        (HOST.replace("alpha", "al/pha"), "host.toml:2: name \"al/pha\" is not usable"),
+        (HOST.replace("beta =", "alpha ="), "host.toml:8: peer \"alpha\" is this host itself"),
+        (HOST.replace("dir =", "dri ="), "host.toml:5: unknown variant `dri`"),
+        (format!("detection_ms = 5\n{HOST}"), "host.toml:1: detection_ms is 5"),
+        (HOST.replace("name =", "name"), "host.toml:2: "),
+        (HOST.replace("secret_file", "# x"), "host.toml:1: missing field `secret_file`"),
+    ];
+    for (text, expected) in cases {
+        let error = host(&text).unwrap_err();
+        assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
+    }
+    let missing = HostConfig::load(Path::new("/nowhere/host.toml")).unwrap_err().to_string();
+    assert!(missing.starts_with("/nowhere/host.toml: cannot be read: No such file"), "{missing}");
+}
+
+#[test]
+fn vm_configuration_becomes_a_machine() {
+    let config = vm(VM).unwrap();
+    assert_eq!(config.kernel.as_deref(), Some(Path::new("/vms/Image")));
+    assert_eq!(config.disks[0].path, Path::new("/srv/web.img"));
+    assert_eq!(config.disks[1].path, Path::new("/vms/tools.img"));
+    assert_eq!(config.disks[1].mode, DiskMode::Shared);
+    assert!(config.protection.enabled);
+    let drawn = Drawn { rtc_base_ns: 7, rng_seed: vec![1; 32] };
+    assert!(config.machine_config(&[512], drawn.clone()).is_err());
+    let machine = config.machine_config(&[512, 1024], drawn).unwrap();
+    assert_eq!((machine.harts, machine.ram_size, machine.rngs), (2, 512 << 20, 1));
+    assert_eq!(machine.disks[1].size, 1024);
+    assert!(machine.disks[1].readonly && !machine.disks[0].readonly);
+    assert_eq!(machine.disks[1].serial, "web-1");
+    assert_eq!(machine.nets[0].mac, stable_mac("web", 0));
+    assert_eq!(machine.nets[1].mac, [0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+    assert_eq!(machine.rtc_base_ns, 7);
+}
+
+#[test]
+fn impossible_vms_are_refused() {
+    let cases = [
+        (VM.replace("512M", "5 12M"), "web.toml:3: size \"5 12M\" is not a number"),
+        (VM.replace("512M", "33M"), "web.toml:3: memory has to be a multiple of 2M"),
+        (VM.replace("harts = 2", "harts = 9"), "web.toml:4: harts is 9, it has to be from 1 to 8"),
+        (VM.replace("52:54:00", "53:54:00"), "web.toml:21: MAC address"),
+        (VM.replace("12:34:56", "+2:34:56"), "web.toml:21: MAC address"),
+        (VM.replace("br0", "a/b"), "web.toml:17: interface name \"a/b\""),
+        (VM.replace("kernel", "#"), "web.toml:2: neither kernel nor bios is given"),
+        (format!("consoles = 4\n{VM}"), "web.toml:3: 9 devices"),
+        (VM.replace("readonly = true", "readonly = 1"), "web.toml:14: invalid type"),
+    ];
+    for (text, expected) in cases {
+        let error = vm(&text).unwrap_err();
+        assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn boot_files_are_read_or_named() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("vm.toml");
+    std::fs::write(&file, "name = \"v\"\nmemory = \"32M\"\nkernel = \"k\"\nappend = \"x\"")
+        .unwrap();
+    let config = VmConfig::load(&file).unwrap();
+    let error = config.boot_images().unwrap_err();
+    assert!(error.starts_with("VM v: cannot read kernel /"), "{error}");
+    assert!(error.ends_with("/k: No such file or directory (os error 2)"), "{error}");
+    std::fs::write(tmp.path().join("k"), "").unwrap();
+    assert!(config.boot_images().unwrap_err().ends_with("it is empty"));
+    std::fs::write(tmp.path().join("k"), "abc").unwrap();
+    let images = config.boot_images().unwrap();
+    assert_eq!((images.kernel.as_deref(), images.append.as_str()), (Some(&b"abc"[..]), "x"));
+    assert_eq!(images.bios, None);
+}
+
+#[test]
+fn made_mac_addresses_are_stable_and_differ() {
+    assert_eq!(stable_mac("web", 0), stable_mac("web", 0));
+    assert_ne!(stable_mac("web", 0), stable_mac("web", 1));
+    assert_ne!(stable_mac("web", 0), stable_mac("web2", 0));
+    assert_eq!(stable_mac("web", 0)[0] & 3, 2);
+}

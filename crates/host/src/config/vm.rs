@@ -1,0 +1,331 @@
+//! Configuration of a VM, and the machine made from it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use machine::config::{BootImages, DiskConfig, HARTS_MAX, MachineConfig, NetConfig, VIRTIO_SLOTS};
+use serde::{Deserialize, Deserializer};
+use sha2::{Digest, Sha256};
+
+use super::{
+    ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, parse_size, parse_toml,
+    problem, read_text,
+};
+use crate::name::check_name;
+
+const MEMORY_BYTES_MIN: u64 = 32 << 20;
+const MEMORY_STEP_BYTES: u64 = 2 << 20;
+/// Longest firmware, kernel or initial RAM disk.
+const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
+const APPEND_BYTES_MAX: usize = 4096;
+const DIGEST_INTERVAL_MS_DEFAULT: u32 = 1000;
+
+/// How a disk is kept on the hosts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskMode {
+    /// Each host has its own copy.
+    #[default]
+    Mirrored,
+    /// One image that all hosts reach.
+    Shared,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSection {
+    /// The image: a raw file or a block device.
+    pub path: PathBuf,
+    /// How it is kept on the hosts.
+    #[serde(default)]
+    pub mode: DiskMode,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// A network device: with a bridge that its tap is attached to, or with a tap of that name that exists already, or
+/// with neither: then it has no link.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetSection {
+    /// Bridge to attach a new tap to.
+    pub bridge: Option<String>,
+    /// Name of the tap.
+    pub tap: Option<String>,
+    /// MAC address of the guest's side; made from the VM's name when absent.
+    pub mac: Option<String>,
+}
+
+/// How the VM is protected.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProtectionSection {
+    /// Whether a secondary is wanted.
+    pub enabled: bool,
+    /// Hosts that may hold the secondary, best first; empty: any peer.
+    pub hosts: Vec<String>,
+    /// Time without a sign of life after which the other side counts as lost, in milliseconds; the daemon's when
+    /// absent.
+    pub detection_ms: Option<u32>,
+    /// Time between digests, in milliseconds; 0: none.
+    pub digest_interval_ms: u32,
+}
+
+impl Default for ProtectionSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            hosts: Vec::new(),
+            detection_ms: None,
+            digest_interval_ms: DIGEST_INTERVAL_MS_DEFAULT,
+        }
+    }
+}
+
+/// Configuration of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Name of the VM, unique among all hosts.
+    pub name: String,
+    /// RAM in bytes; written as `"512M"`.
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
+    /// Number of harts.
+    #[serde(default = "one")]
+    pub harts: u8,
+    /// Kernel: Linux `Image` or ELF.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Firmware that runs in M-mode; without it the machine provides the SBI.
+    pub bios: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub append: String,
+    /// Number of virtio consoles, beside the UART.
+    #[serde(default)]
+    pub consoles: u8,
+    /// Number of virtio entropy devices.
+    #[serde(default = "one")]
+    pub rngs: u8,
+    /// Disks.
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<DiskSection>,
+    /// Network devices.
+    #[serde(default, rename = "net")]
+    pub nets: Vec<NetSection>,
+    /// How it is protected.
+    #[serde(default)]
+    pub protection: ProtectionSection,
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_size(&text).map_err(serde::de::Error::custom)
+}
+
+/// What the host draws for a new machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// Wall-clock time at `mtime` 0, in nanoseconds since the Unix epoch.
+    pub rtc_base_ns: u64,
+    /// Seed for the guest kernel.
+    pub rng_seed: Vec<u8>,
+}
+
+impl VmConfig {
+    /// Reads and checks a file. Relative paths in it count from its directory.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let base = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&read_text(path)?, &path.display().to_string(), base)
+    }
+
+    /// Reads and checks a text; `file` is used in messages, relative paths count from `base`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = parse_toml(text, file)?;
+        config.check().map_err(|problem| at(text, file, problem))?;
+        let boot = [&mut config.kernel, &mut config.initrd, &mut config.bios];
+        let disks = config.disks.iter_mut().map(|d| &mut d.path);
+        for path in boot.into_iter().flatten().chain(disks) {
+            *path = base.join(&*path);
+        }
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        check_name(&self.name).map_err(|e| problem("name", e.to_string()))?;
+        if self.memory < MEMORY_BYTES_MIN || !self.memory.is_multiple_of(MEMORY_STEP_BYTES) {
+            let text = "memory has to be a multiple of 2M, and at least 32M".to_owned();
+            return Err(problem("memory", text));
+        }
+        if self.harts == 0 || self.harts > HARTS_MAX {
+            let text = format!("harts is {}, it has to be from 1 to {HARTS_MAX}", self.harts);
+            return Err(problem("harts", text));
+        }
+        if self.append.len() > APPEND_BYTES_MAX || self.append.contains('\0') {
+            let text = "append is longer than 4096 bytes, or has a zero byte".to_owned();
+            return Err(problem("append", text));
+        }
+        if self.kernel.is_none() && self.bios.is_none() {
+            return Err(problem("name", "neither kernel nor bios is given".to_owned()));
+        }
+        let devices = self.disks.len()
+            + self.nets.len()
+            + usize::from(self.consoles)
+            + usize::from(self.rngs);
+        if devices > VIRTIO_SLOTS {
+            let text = format!(
+                "{devices} devices (disks, nets, consoles, rngs), the board has {VIRTIO_SLOTS} slots"
+            );
+            return Err(problem("name", text));
+        }
+        for net in &self.nets {
+            net.check()?;
+        }
+        self.macs().map_err(|text| problem("mac", text))?;
+        for host in &self.protection.hosts {
+            check_name(host).map_err(|e| problem("hosts", e.to_string()))?;
+        }
+        check_detection(self.protection.detection_ms.unwrap_or(DETECTION_MS_DEFAULT))
+    }
+
+    /// MAC addresses of the network devices, in order.
+    ///
+    /// # Errors
+    /// One line, when an address is malformed, no unicast address, or given twice.
+    pub fn macs(&self) -> Result<Vec<[u8; 6]>, String> {
+        let mut macs = Vec::new();
+        for (index, net) in self.nets.iter().enumerate() {
+            let mac = match &net.mac {
+                Some(text) => parse_mac(text)?,
+                None => stable_mac(&self.name, index),
+            };
+            if macs.contains(&mac) {
+                return Err(format!("MAC address of network device {index} is in use twice"));
+            }
+            macs.push(mac);
+        }
+        Ok(macs)
+    }
+
+    /// The machine, for disks of these sizes in bytes (see [`crate::disk::Image::size`]).
+    ///
+    /// # Errors
+    /// One line, when the number of sizes is not that of the disks or a MAC address is wrong.
+    pub fn machine_config(
+        &self,
+        disk_sizes: &[u64],
+        drawn: Drawn,
+    ) -> Result<MachineConfig, String> {
+        if disk_sizes.len() != self.disks.len() {
+            let (found, wanted) = (disk_sizes.len(), self.disks.len());
+            return Err(format!("VM {}: {found} disk sizes for {wanted} disks", self.name));
+        }
+        let disk = |(index, (section, size)): (usize, (&DiskSection, &u64))| DiskConfig {
+            size: *size,
+            readonly: section.readonly,
+            serial: serial(&self.name, index),
+        };
+        Ok(MachineConfig {
+            harts: self.harts,
+            ram_size: self.memory,
+            nets: self.macs()?.into_iter().map(|mac| NetConfig { mac }).collect(),
+            disks: self.disks.iter().zip(disk_sizes).enumerate().map(disk).collect(),
+            consoles: self.consoles,
+            rngs: self.rngs,
+            rtc_base_ns: drawn.rtc_base_ns,
+            rng_seed: drawn.rng_seed,
+        })
+    }
+
+    /// Reads the files that the machine boots.
+    ///
+    /// # Errors
+    /// One line that names the file and what it is for.
+    pub fn boot_images(&self) -> Result<BootImages, String> {
+        let read = |what: &str, path: &Option<PathBuf>| {
+            path.as_ref().map(|p| self.read_boot_file(what, p)).transpose()
+        };
+        Ok(BootImages {
+            bios: read("bios", &self.bios)?,
+            kernel: read("kernel", &self.kernel)?,
+            initrd: read("initrd", &self.initrd)?,
+            append: self.append.clone(),
+        })
+    }
+
+    fn read_boot_file(&self, what: &str, path: &Path) -> Result<Arc<[u8]>, String> {
+        let fail = |reason: &dyn std::fmt::Display| {
+            format!("VM {}: cannot read {what} {}: {reason}", self.name, path.display())
+        };
+        let meta = std::fs::metadata(path).map_err(|e| fail(&e))?;
+        if !meta.is_file() {
+            return Err(fail(&"it is not a regular file"));
+        }
+        if meta.len() == 0 {
+            return Err(fail(&"it is empty"));
+        }
+        if meta.len() > BOOT_FILE_BYTES_MAX.min(self.memory) {
+            return Err(fail(&"it is bigger than the VM's memory"));
+        }
+        std::fs::read(path).map(Into::into).map_err(|e| fail(&e))
+    }
+}
+
+impl NetSection {
+    fn check(&self) -> Result<(), Problem> {
+        for (key, name) in [("bridge", &self.bridge), ("tap", &self.tap)] {
+            if let Some(name) = name {
+                crate::tap::check_interface_name(name).map_err(|e| problem(key, e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A MAC address that depends on the VM's name and the device's index alone: locally administered, unicast.
+#[must_use]
+pub fn stable_mac(vm: &str, index: usize) -> [u8; 6] {
+    let hash = Sha256::new().chain_update(b"understudy mac ").chain_update(vm);
+    let hash = hash.chain_update([0]).chain_update((index as u64).to_le_bytes()).finalize();
+    [0x52, 0x54, hash[0], hash[1], hash[2], hash[3]]
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], String> {
+    let wrong = || format!("MAC address {text:?} is not of the form 52:54:00:12:34:56");
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|p| p.len() == 2).ok_or_else(wrong)?;
+        if !part.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+    }
+    if parts.next().is_some() {
+        return Err(wrong());
+    }
+    if mac[0] & 1 != 0 || mac == [0; 6] {
+        return Err(format!("MAC address {text:?} is not that of a single device"));
+    }
+    Ok(mac)
+}
+
+/// Serial number of a disk: at most 20 bytes, the same on each host.
+fn serial(vm: &str, index: usize) -> String {
+    let start: String = vm.chars().take(16).collect();
+    format!("{start}-{index}")
+}

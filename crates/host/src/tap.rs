@@ -1,0 +1,346 @@
+//! Tap devices: Ethernet frames between a guest and the host's network.
+//!
+//! # Place
+//! The run loop writes frames; a reader thread of its own waits in [`TapReader::next`] until a frame comes or it is
+//! woken by a [`TapWaker`].
+//!
+//! # Failure
+//! A frame that the kernel has no room for is dropped and counted, as on any network. Everything else is a
+//! [`TapError`] that names the interface. The interface goes away with its last descriptor unless it is persistent.
+//!
+//! # References
+//! Linux `Documentation/networking/tuntap.rst`; netdevice(7).
+#![expect(unsafe_code, reason = "TUNSETIFF is an ioctl that no safe wrapper has")]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::one_line::flatten;
+
+/// Longest frame that is read.
+pub const FRAME_BYTES_MAX: usize = 65_550;
+const DEVICE: &str = "/dev/net/tun";
+
+/// Why a tap does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The name is no interface name.
+    #[error("{0}")]
+    BadName(String),
+    /// The system refused.
+    #[error("cannot {action} tap {name}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The interface.
+        name: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// `ip` refused.
+    #[error("`ip {arguments}` failed: {reason}")]
+    Ip {
+        /// What it was called with.
+        arguments: String,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// Checks the name of an interface: 1 to 15 letters, digits, `-`, `_` or `.`, not starting with `-` or `.`.
+///
+/// # Errors
+/// One line.
+pub fn check_interface_name(name: &str) -> Result<(), String> {
+    let all = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if all && (1..=15).contains(&name.len()) && !name.starts_with(['-', '.']) {
+        return Ok(());
+    }
+    let name: String = name.chars().take(40).collect();
+    Err(format!("interface name {name:?} is not 1 to 15 letters, digits, '-', '_' or '.'"))
+}
+
+/// An open tap. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Tap {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    file: File,
+    name: String,
+    dropped: AtomicU64,
+}
+
+impl Tap {
+    /// Creates the tap, or attaches to an existing one of that name.
+    ///
+    /// # Errors
+    /// See [`TapError`]; it takes CAP_NET_ADMIN, or a persistent tap that belongs to the user.
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        check_interface_name(name).map_err(TapError::BadName)?;
+        let fail = |action, source| TapError::Io { action, name: name.to_owned(), source };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+        let file = options.open(DEVICE).map_err(|e| fail("open /dev/net/tun for", e))?;
+        set_interface(&file, name).map_err(|e| fail("create", e))?;
+        let name = name.to_owned();
+        Ok(Self { shared: Arc::new(Shared { file, name, dropped: AtomicU64::new(0) }) })
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Brings the interface up.
+    ///
+    /// # Errors
+    /// [`TapError::Ip`].
+    pub fn bring_up(&self) -> Result<(), TapError> {
+        ip(&["link", "set", "dev", self.name(), "up"])
+    }
+
+    /// Attaches the interface to a bridge.
+    ///
+    /// # Errors
+    /// [`TapError::BadName`] or [`TapError::Ip`].
+    pub fn attach_to_bridge(&self, bridge: &str) -> Result<(), TapError> {
+        check_interface_name(bridge).map_err(TapError::BadName)?;
+        ip(&["link", "set", "dev", self.name(), "master", bridge])
+    }
+
+    /// Sends a frame, or drops it when the kernel has no room. Whether it was sent.
+    ///
+    /// # Errors
+    /// [`TapError::Io`]; a frame that is too short or too long is dropped without one, since a guest can make it.
+    pub fn write(&self, frame: &[u8]) -> Result<bool, TapError> {
+        match (&self.shared.file).write(frame) {
+            Ok(_) => Ok(true),
+            Err(e) if is_frame_error(&e) => {
+                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(source) => Err(self.io_error("write to", source)),
+        }
+    }
+
+    /// Frames that were dropped.
+    #[must_use]
+    pub fn dropped_count(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// A reader for a thread of its own, and what wakes it.
+    ///
+    /// # Errors
+    /// [`TapError::Io`]: no more descriptors.
+    pub fn reader(&self) -> Result<(TapReader, TapWaker), TapError> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| self.io_error("make a waker for", e.into()))?;
+        let event = Arc::new(event);
+        let reader = TapReader {
+            tap: self.clone(),
+            stop: Arc::clone(&event),
+            buf: vec![0; FRAME_BYTES_MAX],
+        };
+        Ok((reader, TapWaker { event }))
+    }
+
+    fn io_error(&self, action: &'static str, source: io::Error) -> TapError {
+        TapError::Io { action, name: self.shared.name.clone(), source }
+    }
+}
+
+/// Errors of a write that concern the frame or the moment, not the tap: no room, a frame that is no frame, and an
+/// interface that is down.
+fn is_frame_error(e: &io::Error) -> bool {
+    const FRAME: [Errno; 6] =
+        [Errno::AGAIN, Errno::INVAL, Errno::NOBUFS, Errno::NOMEM, Errno::IO, Errno::MSGSIZE];
+    e.kind() == io::ErrorKind::Interrupted
+        || FRAME.iter().any(|errno| Some(errno.raw_os_error()) == e.raw_os_error())
+}
+
+/// Waits for frames.
+#[derive(Debug)]
+pub struct TapReader {
+    tap: Tap,
+    stop: Arc<OwnedFd>,
+    buf: Vec<u8>,
+}
+
+impl TapReader {
+    /// The next frame, or none once the reader was woken.
+    ///
+    /// # Errors
+    /// [`TapError::Io`].
+    pub fn next(&mut self) -> Result<Option<&[u8]>, TapError> {
+        let len = loop {
+            match (&self.tap.shared.file).read(&mut self.buf) {
+                Ok(len) => break len,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(source) => return Err(self.tap.io_error("read from", source)),
+            }
+            let mut fds = [
+                PollFd::new(&self.tap.shared.file, PollFlags::IN),
+                PollFd::new(&self.stop, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(self.tap.io_error("wait for", e.into())),
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(None);
+            }
+            if fds[0].revents().contains(PollFlags::ERR) {
+                // The interface is down or gone; read says which.
+                match (&self.tap.shared.file).read(&mut self.buf) {
+                    Ok(len) => break len,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(source) => return Err(self.tap.io_error("read from", source)),
+                }
+            }
+        };
+        Ok(Some(&self.buf[..len]))
+    }
+}
+
+/// Wakes a reader, for good.
+#[derive(Debug, Clone)]
+pub struct TapWaker {
+    event: Arc<OwnedFd>,
+}
+
+impl TapWaker {
+    /// The reader's present wait, or its next one, ends without a frame.
+    pub fn wake(&self) {
+        // An eventfd that is full is readable as well.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<(), TapError> {
+    let fail = |reason| TapError::Ip { arguments: arguments.join(" "), reason };
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new("ip").args(arguments).env("PATH", path).output();
+    let output = output.map_err(|e| fail(format!("{e} (is iproute2 installed?)")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(fail(flatten(&String::from_utf8_lossy(&output.stderr))))
+}
+
+/// Makes `file` the tap `name`; the name was checked.
+fn set_interface(file: &File, name: &str) -> io::Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "flags fit, as the kernel's ABI has it")]
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
+    };
+    // One place stays zero, since names have at most 15 bytes.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: the descriptor is open as long as `file` is, and TUNSETIFF reads and writes one `ifreq`, which lives
+    // through the call and is not used by anybody else.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::announce::rarp;
+
+    #[test]
+    fn interface_names_are_checked() {
+        for ok in ["tap0", "us-web-0", "a.1", "123456789012345"] {
+            assert_eq!(check_interface_name(ok), Ok(()));
+        }
+        for bad in ["", "-a", ".", "a b", "a/b", "1234567890123456", "a%d"] {
+            assert!(check_interface_name(bad).is_err(), "{bad}");
+            assert!(matches!(Tap::open(bad), Err(TapError::BadName(_))));
+        }
+    }
+
+    /// Needs a network namespace of its own: run by the test below.
+    #[test]
+    #[ignore = "is run by frames_pass_a_tap_in_a_namespace_of_its_own"]
+    fn inside_namespace() {
+        if std::env::var_os("UNDERSTUDY_IN_NAMESPACE").is_none() {
+            return;
+        }
+        let tap = Tap::open("ustap0").unwrap();
+        // While the interface is down, frames are dropped.
+        assert!(!tap.write(&rarp([2; 6])).unwrap());
+        assert_eq!(tap.dropped_count(), 1);
+        ip(&["link", "add", "usbr0", "type", "bridge"]).unwrap();
+        ip(&["link", "set", "dev", "usbr0", "up"]).unwrap();
+        tap.attach_to_bridge("usbr0").unwrap();
+        tap.bring_up().unwrap();
+        let error = tap.attach_to_bridge("nobridge").unwrap_err().to_string();
+        assert!(error.contains("master nobridge") && error.contains("nobridge"), "{error}");
+        // A second tap on the same bridge gets what the first one sends.
+        let other = Tap::open("ustap1").unwrap();
+        other.attach_to_bridge("usbr0").unwrap();
+        other.bring_up().unwrap();
+        let (mut reader, waker) = other.reader().unwrap();
+        let frame = rarp([2, 0, 0, 0, 0, 9]);
+        let thread = std::thread::spawn(move || {
+            loop {
+                let Some(got) = reader.next().unwrap() else { return false };
+                if got == frame {
+                    return true;
+                }
+            }
+        });
+        // The bridge forwards once its ports are, so the frame is sent until it arrives.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !thread.is_finished() {
+            assert!(std::time::Instant::now() < deadline, "the frame did not arrive");
+            assert!(tap.write(&rarp([2, 0, 0, 0, 0, 9])).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(thread.join().unwrap());
+        assert!(!tap.write(&[1, 2, 3]).unwrap());
+        // A woken reader ends: the second wait finds the event that the first one left.
+        let (mut reader, _waker) = tap.reader().unwrap();
+        let stop = TapWaker { event: Arc::clone(&reader.stop) };
+        let thread = std::thread::spawn(move || while reader.next().unwrap().is_some() {});
+        stop.wake();
+        thread.join().unwrap();
+        waker.wake();
+        println!("inside namespace: all done");
+    }
+
+    #[test]
+    fn frames_pass_a_tap_in_a_namespace_of_its_own() {
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "tap::tests::inside_namespace", "--ignored", "--nocapture"])
+            .env("UNDERSTUDY_IN_NAMESPACE", "1")
+            .output()
+            .expect("this test needs `unshare`: install Debian's package util-linux");
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(output.status.success(), "user namespaces and {DEVICE} are needed: {text}");
+        assert!(text.contains("all done"), "{text}");
+    }
+}
