@@ -11,6 +11,8 @@ pub mod announce;
 pub mod arbiter;
 pub mod channel;
 pub mod config;
+pub mod console;
+pub mod control;
 pub mod disk;
 pub mod name;
 pub mod one_line;
