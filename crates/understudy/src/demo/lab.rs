@@ -108,7 +108,8 @@ impl Lab {
         }
         progress.say("h1, h2 and h3 are up");
         let file = self.dir.join("vm.toml");
-        fs::write(&file, self.vm_file(args)).context("write vm.toml")?;
+        fs::write(&file, vm_text(&self.guest, &args.memory, args.harts))
+            .context("write vm.toml")?;
         let first = self.hosts.first().context("there is a first host")?;
         first.control.start(&file).context("start the machine on h1")?;
         progress.say("the machine boots Debian's kernel on h1");
@@ -172,7 +173,7 @@ impl Lab {
 
     /// Starts the daemon of `name` with fresh state, as a computer that was installed anew.
     fn start_daemon(&mut self, name: &str) -> anyhow::Result<()> {
-        let config = self.host_file(name);
+        let config = host_text(name, &self.dir, self.detection_ms, &self.arbiter);
         let host = find(&mut self.hosts, name)?;
         for old in ["state", "vm", "control.sock"] {
             remove(&host.dir.join(old))?;
@@ -206,42 +207,6 @@ impl Lab {
             }
             Ok(host.control.answers().then_some(()))
         })
-    }
-
-    fn host_file(&self, name: &str) -> String {
-        let dir = self.dir.join(name);
-        let own = HOSTS.iter().position(|&host| host == name).unwrap_or_default();
-        let mut text = format!(
-            "name = \"{name}\"\nlisten = \"{}:7700\"\nsocket = {}\nstate_dir = {}\nsecret_file = {}\n\
-             detection_ms = {}\n\n[arbiter]\n{}\n\n[peers]\n",
-            address(own),
-            quoted(&dir.join("control.sock")),
-            quoted(&dir.join("state")),
-            quoted(&self.dir.join("secret")),
-            self.detection_ms,
-            self.arbiter,
-        );
-        for (index, peer) in HOSTS.iter().enumerate() {
-            text.push_str(&format!("{peer} = \"{}:7700\"\n", address(index)));
-        }
-        text
-    }
-
-    fn vm_file(&self, args: &DemoArgs) -> String {
-        let append = format!("{} understudy.ip={VM_ADDRESS}/24", self.guest.append);
-        let disk = match self.guest.disk {
-            Some(_) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
-            None => String::new(),
-        };
-        format!(
-            "name = \"{VM}\"\nmemory = \"{}\"\nharts = {}\nkernel = {}\ninitrd = {}\nappend = \"{append}\"\n\n\
-             {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:10\"\n\n\
-             [protection]\nenabled = true\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
-            args.memory,
-            args.harts,
-            quoted(&self.guest.kernel),
-            quoted(&self.guest.initrd),
-        )
     }
 
     fn signal(&mut self, name: &str, signal: Signal) -> anyhow::Result<()> {
@@ -321,6 +286,45 @@ impl Drop for Lab {
     }
 }
 
+/// Configuration of the daemon of `name`; all files are below `dir`.
+fn host_text(name: &str, dir: &Path, detection_ms: u32, arbiter: &str) -> String {
+    let own_dir = dir.join(name);
+    let mut text = format!("name = \"{name}\"\n");
+    let mut peers = String::new();
+    for (index, host) in HOSTS.iter().enumerate() {
+        if *host == name {
+            text.push_str(&format!("listen = \"{}:7700\"\n", address(index)));
+        } else {
+            peers.push_str(&format!("{host} = \"{}:7700\"\n", address(index)));
+        }
+    }
+    text.push_str(&format!(
+        "socket = {}\nstate_dir = {}\nsecret_file = {}\ndetection_ms = {detection_ms}\n\n\
+         [arbiter]\n{arbiter}\n\n[peers]\n{peers}",
+        quoted(&own_dir.join("control.sock")),
+        quoted(&own_dir.join("state")),
+        quoted(&dir.join("secret")),
+    ));
+    text
+}
+
+/// Configuration of the machine, which may run on each of the hosts.
+fn vm_text(guest: &GuestFiles, memory: &str, harts: u8) -> String {
+    let disk = match guest.disk {
+        Some(_) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
+        None => String::new(),
+    };
+    format!(
+        "name = \"{VM}\"\nmemory = \"{memory}\"\nharts = {harts}\nkernel = {}\ninitrd = {}\n\
+         append = \"{} understudy.ip={VM_ADDRESS}/24\"\n\n\
+         {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:10\"\n\n\
+         [protection]\nenabled = true\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
+        quoted(&guest.kernel),
+        quoted(&guest.initrd),
+        guest.append,
+    )
+}
+
 fn find<'a>(hosts: &'a mut [Host], name: &str) -> anyhow::Result<&'a mut Host> {
     hosts
         .iter_mut()
@@ -369,4 +373,37 @@ fn write_secret(path: &Path) -> anyhow::Result<()> {
     let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     use std::io::Write;
     file.and_then(|mut file| file.write_all(text.as_bytes())).context("write the secret")
+}
+
+#[cfg(test)]
+mod tests {
+    use host::config::{HostConfig, VmConfig};
+
+    use super::*;
+
+    #[test]
+    fn daemons_accept_the_configurations() {
+        let etcd = "etcd = [\"http://10.77.0.100:2379\"]";
+        for name in HOSTS {
+            for arbiter in [etcd, "dir = \"/tmp/a\""] {
+                let text = host_text(name, Path::new("/tmp/de\"mo"), 150, arbiter);
+                let config = HostConfig::parse(&text, "host.toml").unwrap();
+                assert_eq!((config.name.as_str(), config.detection_ms), (name, 150));
+                assert_eq!(config.peers.len(), 2);
+                assert!(!config.peers.values().any(|peer| *peer == config.listen));
+            }
+        }
+        let guest = serde_json::from_str(
+            r#"{"kernel":"/c/vmlinux","initrd":"/c/initrd","append":"console=ttyS0","disk":"/c/disk",
+                "packages":[],"recipe":""}"#,
+        );
+        let text = vm_text(&guest.unwrap(), "512M", 2);
+        let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
+        assert_eq!((config.memory, config.harts), (512 << 20, 2));
+        assert_eq!(config.append, "console=ttyS0 understudy.ip=10.77.0.10/24");
+        assert_eq!(
+            (config.disks.len(), config.nets.len(), config.protection.hosts.len()),
+            (1, 1, 3)
+        );
+    }
 }
