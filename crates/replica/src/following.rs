@@ -137,14 +137,14 @@ impl Following {
                     return self.nonsense(cx, "log that goes back");
                 }
                 self.received = end;
-                self.released = self.released.max(released);
+                self.released = self.released.max(released.min(self.received.icount));
                 self.ack(cx);
                 cx.out.push(Command::Replay { bytes, end });
                 State::Following(self)
             }
             Message::Heartbeat { seq, released } => {
                 self.echo = self.echo.max(seq);
-                self.released = self.released.max(released);
+                self.released = self.released.max(released.min(self.received.icount));
                 self.ack(cx);
                 State::Following(self)
             }
@@ -169,12 +169,12 @@ impl Following {
         }
     }
 
-    fn nonsense(self: Box<Self>, cx: &mut Cx<'_>, what: &'static str) -> State {
+    fn nonsense(self, cx: &mut Cx<'_>, what: &'static str) -> State {
         cx.drop_link(self.link, DropReason::Nonsense(what));
         self.primary_is_lost(cx)
     }
 
-    fn lose_primary(self: Box<Self>, cx: &mut Cx<'_>) -> State {
+    fn lose_primary(self, cx: &mut Cx<'_>) -> State {
         cx.drop_link(self.link, DropReason::Over);
         self.primary_is_lost(cx)
     }

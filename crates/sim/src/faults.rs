@@ -55,7 +55,6 @@ impl World {
             }
             18 => (0..HOSTS).for_each(|host| self.set_protection(host, true)),
             _ => {
-                self.hosts[host].losses += 1;
                 let reason = "out of memory".into();
                 self.schedule_host(0, host, ToHost::Core(Event::ReplicaFailed { reason }));
             }

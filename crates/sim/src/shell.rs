@@ -215,6 +215,9 @@ impl World {
         if let Event::Message { message, .. } = &event {
             self.note_message(index, message);
         }
+        if matches!(event, Event::ReplicaFailed { .. }) {
+            self.hosts[index].losses += 1;
+        }
         let now = self.mono(index);
         if !matches!(event, Event::Tick | Event::LogProduced { .. } | Event::Replayed { .. }) {
             self.tell(|| format!("{index} at {now:?}: {event:?}"));
