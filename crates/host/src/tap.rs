@@ -1,7 +1,7 @@
 //! Tap devices: Ethernet frames between a guest and the host's network.
 //!
 //! # Place
-//! The run loop writes frames; a reader thread of its own waits in [`TapReader::next`] until a frame comes or it is
+//! The run loop writes frames; a reader thread of its own waits in [`TapReader::next_frame`] until a frame comes or it is
 //! woken by a [`TapWaker`].
 //!
 //! # Failure
@@ -185,7 +185,7 @@ impl TapReader {
     ///
     /// # Errors
     /// [`TapError::Io`].
-    pub fn next(&mut self) -> Result<Option<&[u8]>, TapError> {
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, TapError> {
         let len = loop {
             match (&self.tap.shared.file).read(&mut self.buf) {
                 Ok(len) => break len,
@@ -301,7 +301,7 @@ mod tests {
         let frame = rarp([2, 0, 0, 0, 0, 9]);
         let thread = std::thread::spawn(move || {
             loop {
-                let Some(got) = reader.next().unwrap() else { return false };
+                let Some(got) = reader.next_frame().unwrap() else { return false };
                 if got == frame {
                     return true;
                 }
@@ -319,7 +319,7 @@ mod tests {
         // A woken reader ends: the second wait finds the event that the first one left.
         let (mut reader, _waker) = tap.reader().unwrap();
         let stop = TapWaker { event: Arc::clone(&reader.stop) };
-        let thread = std::thread::spawn(move || while reader.next().unwrap().is_some() {});
+        let thread = std::thread::spawn(move || while reader.next_frame().unwrap().is_some() {});
         stop.wake();
         thread.join().unwrap();
         waker.wake();

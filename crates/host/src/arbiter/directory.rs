@@ -25,6 +25,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::io::Errno;
+
 use super::{
     Arbiter, ArbiterError, CasOutcome, FIRST_GENERATION, RECORD_BYTES_MAX, Record, check_claim,
     check_vm,
@@ -138,6 +140,7 @@ impl DirArbiter {
         match (linked, links) {
             (_, Ok(2)) => Ok(true),
             (Err(e), Ok(_)) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            (Err(e), Ok(1)) if is_refusal(&e) => Err(self.unreachable("link", &e)),
             (Err(e), _) | (Ok(()), Err(e)) => Err(self.ambiguous("link", &e)),
             (Ok(()), Ok(n)) => {
                 let e = io::Error::other(format!("link count is {n} after a link that succeeded"));
@@ -251,8 +254,24 @@ fn kept_until(generation: u64) -> u64 {
     generation.saturating_add(GENERATIONS_KEPT)
 }
 
+/// Answers to link that say that nothing was done and nothing will be; others (EIO, ETIMEDOUT) may come from a request
+/// that is still under way.
+fn is_refusal(e: &io::Error) -> bool {
+    const REFUSALS: [Errno; 8] = [
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::OPNOTSUPP,
+        Errno::ROFS,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::MLINK,
+        Errno::NAMETOOLONG,
+    ];
+    REFUSALS.iter().any(|r| Some(r.raw_os_error()) == e.raw_os_error())
+}
+
 fn is_stale(e: &io::Error) -> bool {
-    e.raw_os_error() == Some(rustix::io::Errno::STALE.raw_os_error())
+    e.raw_os_error() == Some(Errno::STALE.raw_os_error())
 }
 
 fn is_gone(e: &io::Error) -> bool {

@@ -22,7 +22,11 @@ pub mod etcd;
 
 mod base64;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use crate::config::ArbiterSection;
 
 /// Version of the stored form.
 pub const RECORD_VERSION: u32 = 1;
@@ -156,6 +160,17 @@ pub trait Arbiter: Send {
     fn describe(&self) -> String;
 }
 
+/// The arbiter that a host is configured for; a call to etcd takes no longer than `timeout`.
+///
+/// # Errors
+/// The directory cannot be used, or an endpoint is no HTTP address.
+pub fn open(section: &ArbiterSection, timeout: Duration) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    Ok(match section {
+        ArbiterSection::Dir(dir) => Box::new(directory::DirArbiter::open(dir)?),
+        ArbiterSection::Etcd(endpoints) => Box::new(etcd::EtcdArbiter::new(endpoints, timeout)?),
+    })
+}
+
 /// Checks what holds for each kind of arbiter before anything is sent.
 fn check_claim(vm: &str, expected: Option<u64>, new: &Record) -> Result<(), ArbiterError> {
     check_vm(vm)?;
@@ -199,6 +214,17 @@ mod tests {
         for bad in ["", "{", "{}", r#"{"version":1}"#, "\u{0}", "null"] {
             assert!(Record::decode(bad.as_bytes()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_configured_arbiter_is_opened() {
+        let tmp = tempfile::tempdir().unwrap();
+        let open = |section| open(&section, etcd::TIMEOUT_DEFAULT).map(|a| a.describe());
+        let dir = open(ArbiterSection::Dir(tmp.path().into())).unwrap();
+        assert_eq!(dir, format!("directory {}", tmp.path().display()));
+        let etcd = open(ArbiterSection::Etcd(vec!["http://127.0.0.1:1/".into()])).unwrap();
+        assert_eq!(etcd, "etcd http://127.0.0.1:1");
+        assert!(open(ArbiterSection::Dir(tmp.path().join("none"))).is_err());
     }
 
     #[test]

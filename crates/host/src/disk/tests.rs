@@ -238,3 +238,44 @@ fn an_abandoned_mirror_leaves_nothing_behind() {
     writer.finish().unwrap();
     assert_eq!(std::fs::read(&target).unwrap(), [0; 1024]);
 }
+
+/// Needs a small file system of its own: run by the test below.
+#[test]
+#[ignore = "is run by a_full_file_system_is_an_io_error_and_the_disk_goes_on"]
+fn on_small_file_system() {
+    let Some(dir) = std::env::var_os("UNDERSTUDY_SMALL_DIR") else { return };
+    let path = image_file(Path::new(&dir), 8 << 20);
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    disk.submit(0, write(0, 1, 512));
+    disk.submit(1, write(0, 1, 4 << 20));
+    disk.submit(2, BlkOp::Discard { offset: 0, len: 8 << 20 });
+    disk.submit(3, write(0, 1, 512));
+    disk.submit(4, BlkOp::Flush);
+    let all: Vec<_> = (0..5).map(|_| done.recv_timeout(LIMIT).unwrap()).collect();
+    let failed: Vec<_> = all.iter().filter(|c| c.status == BlkStatus::IoErr).collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0].id, 1);
+    assert!(failed[0].error.as_ref().unwrap().contains("disk.img at 0x0: No space left"));
+    assert_eq!(disk.status().errors, 1);
+    println!("on small file system: all done");
+}
+
+#[test]
+fn a_full_file_system_is_an_io_error_and_the_disk_goes_on() {
+    let tmp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=1m tmpfs \"$UNDERSTUDY_SMALL_DIR\" && exec \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "--", "sh", "-c", script, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "disk::tests::on_small_file_system", "--ignored", "--nocapture"])
+        .env("UNDERSTUDY_SMALL_DIR", tmp.path())
+        .output()
+        .expect("this test needs `unshare`: install Debian's package util-linux");
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "user namespaces are needed: {text}");
+    assert!(text.contains("all done"), "{text}");
+}
