@@ -40,6 +40,7 @@ mod live;
 mod message;
 mod node;
 mod peer;
+mod protection;
 mod status;
 
 pub use arbitration::{ArbiterReply, Record};

@@ -12,12 +12,13 @@ use std::collections::VecDeque;
 use eventlog::LogPos;
 
 use crate::arbitration::{ArbiterReply, Inquiry, Outcome, Record};
-use crate::config::{HostId, LinkId, MonoTime, Mutation};
+use crate::config::{LinkId, MonoTime, Mutation};
 use crate::event::{Command, DropReason, Event, HaltReason};
 use crate::lag::LagMeter;
 use crate::message::{Message, PROTOCOL_VERSION};
 use crate::node::{Cx, State};
 use crate::peer::Peer;
+use crate::protection::{Admission, Protection, Switch};
 use crate::status::{self, LossReason, NotProtected, Role, Status};
 
 const THROTTLE_STEP_PERMILLE: u32 = 10;
@@ -29,85 +30,6 @@ struct Held {
     up_to_icount: u64,
     /// The log up to here must be acknowledged.
     lsn: u64,
-}
-
-#[derive(Debug)]
-enum Protection {
-    /// No secondary, and the record says so.
-    Alone { reason: Option<LossReason>, retry_at: MonoTime },
-    /// A secondary is being made.
-    Starting { attempt: u64, host: HostId, peer: Option<Peer>, since: MonoTime },
-    /// It is in sync; outputs are held for it.
-    Admitting { peer: Peer, step: Admission },
-    /// The record names it.
-    Protected { peer: Peer },
-    /// It is lost, or not wanted any more: waiting for the right to go on alone.
-    Dropping { inquiry: Inquiry, reason: LossReason, link: Option<LinkId> },
-    /// Planned failover.
-    Switching { peer: Option<Peer>, step: Switch },
-    /// The VM is stopped, the record does not say so yet.
-    Stopping { inquiry: Inquiry, peer: Option<Peer> },
-}
-
-#[derive(Debug)]
-enum Admission {
-    /// Outputs are held; it has yet to acknowledge what was released before.
-    AwaitingAck { armed: LogPos },
-    /// Asking the arbiter to name it.
-    Claiming(Inquiry),
-}
-
-#[derive(Debug)]
-enum Switch {
-    Draining,
-    Handed { until: MonoTime },
-}
-
-impl Protection {
-    fn peer(&self) -> Option<&Peer> {
-        match self {
-            Self::Alone { .. } | Self::Dropping { .. } => None,
-            Self::Starting { peer, .. }
-            | Self::Switching { peer, .. }
-            | Self::Stopping { peer, .. } => peer.as_ref(),
-            Self::Admitting { peer, .. } | Self::Protected { peer } => Some(peer),
-        }
-    }
-
-    fn peer_mut(&mut self) -> Option<&mut Peer> {
-        match self {
-            Self::Alone { .. } | Self::Dropping { .. } => None,
-            Self::Starting { peer, .. }
-            | Self::Switching { peer, .. }
-            | Self::Stopping { peer, .. } => peer.as_mut(),
-            Self::Admitting { peer, .. } | Self::Protected { peer } => Some(peer),
-        }
-    }
-
-    fn inquiry_mut(&mut self) -> Option<&mut Inquiry> {
-        match self {
-            Self::Admitting { step: Admission::Claiming(inquiry), .. }
-            | Self::Dropping { inquiry, .. }
-            | Self::Stopping { inquiry, .. } => Some(inquiry),
-            Self::Admitting { step: Admission::AwaitingAck { .. }, .. }
-            | Self::Alone { .. }
-            | Self::Starting { .. }
-            | Self::Protected { .. }
-            | Self::Switching { .. } => None,
-        }
-    }
-
-    /// Whether outputs need nobody's leave.
-    fn is_alone(&self) -> bool {
-        match self {
-            Self::Alone { .. } | Self::Starting { .. } => true,
-            Self::Admitting { .. }
-            | Self::Protected { .. }
-            | Self::Dropping { .. }
-            | Self::Switching { .. }
-            | Self::Stopping { .. } => false,
-        }
-    }
 }
 
 /// A primary.

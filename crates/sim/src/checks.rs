@@ -118,8 +118,8 @@ impl Checks {
         }
     }
 
-    /// INV-REPLICA-2: a host that was not named does not become live.
-    pub(crate) fn replica_2_named(&self, history: &[Record]) -> Result<(), Violation> {
+    /// INV-REPLICA-3: a host that was not named does not become live.
+    pub(crate) fn replica_3_claimant(&self, history: &[Record]) -> Result<(), Violation> {
         match history {
             [.., before, after]
                 if after.live.is_some()

@@ -282,7 +282,7 @@ impl World {
 
     fn on_new_record(&mut self, writer: usize, losses: u64) -> Result<(), Violation> {
         self.checks.replica_2_generations(&self.arbiter.history)?;
-        self.checks.replica_2_named(&self.arbiter.history)?;
+        self.checks.replica_3_claimant(&self.arbiter.history)?;
         let named = self.arbiter.current().and_then(|record| record.secondary.clone());
         let named = named.and_then(|name| self.hosts.iter().position(|host| host.name == name));
         let secondary = named.map(|secondary| (secondary, self.hosts[secondary].losses));
