@@ -1,177 +1,153 @@
-//! What the demo asks a host's daemon, by the same commands that an operator has.
+//! What the demo asks a host's daemon through its control socket.
 //!
 //! # Failure
-//! A daemon that is dead, stopped or not yet up gives no answer within [`ANSWER_MAX`]: `None`, never an endless wait.
+//! A daemon that is dead, stopped or not yet up gives no answer within a bound: never an endless wait. The thread that
+//! asked a stopped daemon ends when that goes on or dies.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use host::control::{Client, ControlError, Detail, Protection, Request, Response, VmStatus};
 
-/// How long a daemon may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a daemon may take to tell a machine's state.
+const STATUS_MAX: Duration = Duration::from_secs(1);
+/// How long a daemon may take to start a machine.
+const START_MAX: Duration = Duration::from_secs(30);
 
-/// How long the parts of a failover took, as the new live host tells it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Failover {
-    /// Until the loss of the peer was noticed, in microseconds.
-    pub(super) detection_us: u64,
-    /// Until the arbiter had decided.
-    pub(super) arbitration_us: u64,
-    /// Until the log was replayed to its end.
-    pub(super) catch_up_us: u64,
-    /// Until the machine's addresses were announced.
-    pub(super) announce_us: u64,
-    /// When, in milliseconds since the Unix epoch.
-    pub(super) at_unix_ms: u64,
+/// Whether a secondary can take over at once.
+pub(super) fn is_protected(status: &VmStatus) -> bool {
+    status.state == Protection::Protected
 }
 
-/// A machine as one host's daemon sees it; what the daemon does not say is empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(super) struct VmView {
-    name: String,
-    /// `Protected` or `Not Protected`.
-    pub(super) state: String,
-    detail: Option<String>,
-    reason: Option<String>,
-    remedy: Option<String>,
-    /// The host on which the machine is live.
-    pub(super) live_host: Option<String>,
-    /// The host of the secondary.
-    pub(super) secondary_host: Option<String>,
-    /// Counts the changes of the live machine and its secondary.
-    pub(super) generation: u64,
-    /// The last failover.
-    pub(super) failover: Option<Failover>,
-    progress: Option<Value>,
+/// A machine's state as one line for people.
+pub(super) fn words(status: &VmStatus) -> String {
+    if is_protected(status) {
+        return "Protected".to_owned();
+    }
+    let mut line = "Not Protected".to_owned();
+    if let Some(detail) = status.detail {
+        line = format!("{line}, {}", detail_words(detail));
+    }
+    for more in [&status.reason, &status.remedy].into_iter().flatten() {
+        line = format!("{line}, {more}");
+    }
+    if let Some(progress) = &status.progress {
+        line = format!("{line}, {} {} %", progress.phase, progress.percent);
+    }
+    line
 }
 
-impl VmView {
-    /// Whether a secondary can take over at once.
-    pub(super) fn is_protected(&self) -> bool {
-        self.state.eq_ignore_ascii_case("protected")
+fn detail_words(detail: Detail) -> &'static str {
+    match detail {
+        Detail::Starting => "Starting",
+        Detail::NeedSecondary => "Need Secondary",
+        Detail::Disabled => "Disabled",
+        Detail::VmNotRunning => "VM not Running",
     }
-
-    /// One line for people.
-    pub(super) fn words(&self) -> String {
-        let mut line = self.state.clone();
-        for more in [&self.detail, &self.reason, &self.remedy]
-            .into_iter()
-            .flatten()
-            .filter(|t| !t.is_empty())
-        {
-            line = format!("{line}, {more}");
-        }
-        if let Some(progress) = self.progress.as_ref().filter(|value| !value.is_null()) {
-            line = format!("{line}, {progress}");
-        }
-        line
-    }
-
-    #[cfg(test)]
-    pub(super) fn sample(state: &str, live: &str, secondary: &str, generation: u64) -> Self {
-        Self {
-            state: state.into(),
-            live_host: Some(live.into()),
-            secondary_host: Some(secondary.into()),
-            generation,
-            ..Self::default()
-        }
-    }
-}
-
-/// The machine called `name` in the answer to `status -o json`: a list of machines, or an object with one in `vms`.
-fn find_vm(answer: &str, name: &str) -> Option<VmView> {
-    let answer: Value = serde_json::from_str(answer).ok()?;
-    let list = answer.as_array().or_else(|| answer.get("vms")?.as_array())?;
-    list.iter().filter_map(|vm| VmView::deserialize(vm).ok()).find(|vm| vm.name == name)
 }
 
 /// Asks the daemon behind one control socket.
 #[derive(Debug, Clone)]
 pub(super) struct Control {
-    exe: PathBuf,
     socket: PathBuf,
 }
 
 impl Control {
-    /// For the daemon with this control socket; `exe` is this program.
-    pub(super) fn new(exe: &Path, socket: &Path) -> Self {
-        Self { exe: exe.to_owned(), socket: socket.to_owned() }
+    /// For the daemon with this control socket.
+    pub(super) fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
     }
 
     /// Whether the daemon answers at all.
     pub(super) fn answers(&self) -> bool {
-        self.ask(&["status", "-o", "json"], ANSWER_MAX).is_ok_and(|output| output.status.success())
+        let all = Request::Status { vm: None };
+        matches!(self.ask(all, STATUS_MAX), Ok(Response::Status { .. }))
     }
 
     /// How the daemon sees the machine `name`.
-    pub(super) fn view(&self, name: &str) -> Option<VmView> {
-        let output = self.ask(&["status", "-o", "json"], ANSWER_MAX).ok()?;
-        find_vm(&String::from_utf8_lossy(&output.stdout), name)
+    pub(super) fn view(&self, name: &str) -> Option<VmStatus> {
+        // All are asked for, since one that a host does not know is no error here.
+        match self.ask(Request::Status { vm: None }, STATUS_MAX) {
+            Ok(Response::Status { vms }) => vms.into_iter().find(|vm| vm.name == name),
+            _ => None,
+        }
     }
 
     /// Has the daemon start the machine that `file` describes.
     pub(super) fn start(&self, file: &Path) -> anyhow::Result<()> {
-        let path = file.to_str().context("the state directory's path is not UTF-8")?;
-        let output = self.ask(&["start", path], Duration::from_secs(30))?;
-        if !output.status.success() {
-            bail!("start: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let config =
+            std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        match self.ask(Request::Start { config, path: file.to_owned() }, START_MAX)? {
+            Response::Done => Ok(()),
+            Response::Error { message, .. } => bail!("the daemon refuses: {message}"),
+            other => bail!("unexpected answer {other:?}"),
         }
-        Ok(())
     }
 
-    fn ask(&self, words: &[&str], bound: Duration) -> anyhow::Result<Output> {
-        let mut command = Command::new(&self.exe);
-        command.args(words).arg("--socket").arg(&self.socket);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        wait_output(command.spawn()?, bound)
+    fn ask(&self, request: Request, bound: Duration) -> anyhow::Result<Response> {
+        let socket = self.socket.clone();
+        let (sender, receiver) = channel();
+        let call =
+            move || -> Result<Response, ControlError> { Client::connect(&socket)?.call(&request) };
+        // Nobody receives an answer that comes too late.
+        std::thread::Builder::new().name("ask".into()).spawn(move || drop(sender.send(call())))?;
+        let answer = receiver.recv_timeout(bound);
+        let answer = answer.with_context(|| format!("no answer within {} s", bound.as_secs()))?;
+        Ok(answer?)
     }
 }
 
-/// The output of a child, which is killed when it takes longer than `bound`. For children that say little: what they
-/// write must fit a pipe.
-fn wait_output(mut child: Child, bound: Duration) -> anyhow::Result<Output> {
-    let begun = Instant::now();
-    while child.try_wait()?.is_none() {
-        if begun.elapsed() > bound {
-            child.kill()?;
-            child.wait()?;
-            bail!("no answer within {} s", bound.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(2));
+#[cfg(test)]
+pub(super) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus {
+    VmStatus {
+        name: "redis".into(),
+        role: host::control::Role::Primary,
+        state,
+        detail: None,
+        reason: None,
+        remedy: None,
+        live_host: Some(live.into()),
+        secondary_host: Some(secondary.into()),
+        generation: 2,
+        lag_ms: 0,
+        log_bytes_per_s: 0,
+        icount: 0,
+        failover: None,
+        progress: None,
     }
-    Ok(child.wait_with_output()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
+
+    use host::control::Progress;
+
     use super::*;
 
     #[test]
-    fn view_is_found_in_a_list_and_what_is_missing_is_empty() {
-        let vm = r#"{"name":"redis","state":"Not Protected","detail":"Starting","reason":null,"live_host":"h1",
-                     "lag_ms":3,"progress":0.5,"failover":{"detection_us":7}}"#;
-        for answer in [format!("[{vm}]"), format!("{{\"vms\":[{vm}]}}")] {
-            let view = find_vm(&answer, "redis").unwrap();
-            assert_eq!(view.live_host.as_deref(), Some("h1"));
-            assert_eq!(view.words(), "Not Protected, Starting, 0.5");
-            assert_eq!(view.failover.as_ref().map(|f| f.detection_us), Some(7));
-            assert!(!view.is_protected());
-            assert_eq!(find_vm(&answer, "other"), None);
-        }
-        assert_eq!(find_vm("connection refused", "redis"), None);
+    fn state_is_told_in_one_line() {
+        let mut status = sample(Protection::NotProtected, "h1", "");
+        status.detail = Some(Detail::Starting);
+        status.progress = Some(Progress { phase: "copying memory".into(), percent: 40 });
+        assert_eq!(words(&status), "Not Protected, Starting, copying memory 40 %");
+        assert_eq!(words(&sample(Protection::Protected, "h1", "h2")), "Protected");
     }
 
     #[test]
-    fn command_without_end_is_killed() {
-        let child = Command::new("sleep").arg("60").stdout(Stdio::null()).spawn().unwrap();
-        let error = wait_output(child, Duration::from_millis(30)).unwrap_err();
+    fn silent_daemon_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let control = Control::new(&socket);
+        assert!(!control.answers());
+        let _silent = UnixListener::bind(&socket).unwrap();
+        let begun = Instant::now();
+        let bound = Duration::from_millis(20);
+        let error = control.ask(Request::Status { vm: None }, bound).unwrap_err();
         assert_eq!(error.to_string(), "no answer within 0 s");
+        assert!(begun.elapsed() < Duration::from_secs(5));
     }
 }

@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use guest::GuestFiles;
+use host::control::VmStatus;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::DemoArgs;
-use super::control::{Control, VmView};
+use super::control::{Control, words};
 use super::fault::Fault;
 use super::net::{self, Station};
 use super::progress::Progress;
@@ -99,7 +100,7 @@ impl Lab {
     pub(super) fn start(&mut self, args: &DemoArgs, progress: &Progress) -> anyhow::Result<()> {
         for name in HOSTS {
             let dir = self.dir.join(name);
-            let control = Control::new(&self.exe, &dir.join("control.sock"));
+            let control = Control::new(&dir.join("control.sock"));
             self.hosts.push(Host { name, dir, daemon: None, control });
             self.start_daemon(name)?;
         }
@@ -118,7 +119,7 @@ impl Lab {
             BOOT_MAX,
             Duration::from_millis(200),
             |note| {
-                note.push_str(&self.view(None).map(|view| view.words()).unwrap_or_default());
+                note.push_str(&self.view(None).map(|view| words(&view)).unwrap_or_default());
                 Ok(net::inside(CLIENT, || super::client::answers(redis_address()))?.then_some(()))
             },
         )?;
@@ -227,7 +228,7 @@ impl Lab {
 }
 
 impl Cluster for Lab {
-    fn view(&self, not: Option<&str>) -> Option<VmView> {
+    fn view(&self, not: Option<&str>) -> Option<VmStatus> {
         let asked =
             self.hosts.iter().filter(|host| not != Some(host.name) && host.daemon.is_some());
         // An old live host that has not heard yet speaks of an older generation.

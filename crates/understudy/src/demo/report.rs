@@ -1,8 +1,8 @@
 //! What the demo found out: one line for each round, a summary, as a table or as JSON.
 
+use host::control::FailoverTimes;
 use serde::Serialize;
 
-use super::control::Failover;
 use super::fault::Fault;
 
 /// One round: a fault and what the client saw of it.
@@ -19,7 +19,7 @@ pub(super) struct Round {
     /// Longest time between two acknowledged writes.
     pub(super) gap_ms: f64,
     /// The new live host's own account of the failover.
-    pub(super) failover: Option<Failover>,
+    pub(super) failover: Option<FailoverTimes>,
     /// Whether the client's connection broke.
     pub(super) connection_broken: bool,
     /// Writes acknowledged since the demo began.
@@ -85,7 +85,7 @@ impl Report {
 }
 
 fn cells(round: &Round) -> Vec<String> {
-    let part = |value: fn(&Failover) -> u64| {
+    let part = |value: fn(&FailoverTimes) -> u64| {
         round.failover.as_ref().map_or("-".to_owned(), |f| {
             let us = value(f);
             format!("{}.{}", us / 1000, us % 1000 / 100)
@@ -138,10 +138,10 @@ mod tests {
             from: "h1".into(),
             to: "h2".into(),
             gap_ms,
-            failover: Some(Failover {
+            failover: Some(FailoverTimes {
                 detection_us: 101_250,
                 arbitration_us: 900,
-                ..Failover::default()
+                ..FailoverTimes::default()
             }),
             connection_broken: false,
             writes_acked: 12,

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use host::control::VmStatus;
 
 use super::client::Client;
-use super::control::VmView;
+use super::control::{is_protected, words};
 use super::fault::{Fault, FaultChoice};
 use super::progress::Progress;
 use super::report::{Report, Round};
@@ -20,7 +21,7 @@ const CALM: Duration = Duration::from_secs(1);
 /// What a round needs of the hosts; there is one implementation for real ones, and one in the tests.
 pub(super) trait Cluster {
     /// The machine as `host` sees it, or as any host does; `None` when nobody answers.
-    fn view(&self, not: Option<&str>) -> Option<VmView>;
+    fn view(&self, not: Option<&str>) -> Option<VmStatus>;
     /// Does `fault` to `host`.
     fn inflict(&mut self, fault: Fault, host: &str) -> anyhow::Result<()>;
     /// Undoes it: `host` is a spare again.
@@ -33,19 +34,19 @@ pub(super) fn wait_protected(
     not: Option<&str>,
     bound: Duration,
     progress: &Progress,
-) -> anyhow::Result<VmView> {
+) -> anyhow::Result<VmStatus> {
     progress.wait_for("protection", bound, Duration::from_millis(50), |note| {
         let Some(view) = cluster.view(not) else {
             note.push_str("no host answers");
             return Ok(None);
         };
-        note.push_str(&view.words());
+        note.push_str(&words(&view));
         let apart = not.is_none_or(|old| {
             [&view.live_host, &view.secondary_host]
                 .into_iter()
                 .all(|host| host.as_deref() != Some(old))
         });
-        Ok((view.is_protected() && view.live_host.is_some() && apart).then_some(view))
+        Ok((is_protected(&view) && view.live_host.is_some() && apart).then_some(view))
     })
 }
 
@@ -147,24 +148,27 @@ fn unix_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use host::control::Protection;
+
+    use super::super::control::sample;
     use super::*;
 
     /// Hosts that fail over at once, or never when `stuck`.
     struct Fake {
-        view: VmView,
+        view: VmStatus,
         stuck: bool,
         mended: u32,
     }
 
     impl Cluster for Fake {
-        fn view(&self, _not: Option<&str>) -> Option<VmView> {
+        fn view(&self, _not: Option<&str>) -> Option<VmStatus> {
             Some(self.view.clone())
         }
 
         fn inflict(&mut self, _fault: Fault, host: &str) -> anyhow::Result<()> {
             assert_eq!(host, "h1");
             if !self.stuck {
-                self.view = VmView::sample("Protected", "h2", "h3", 2);
+                self.view = sample(Protection::Protected, "h2", "h3");
             }
             Ok(())
         }
@@ -178,7 +182,7 @@ mod tests {
     #[test]
     fn protection_counts_only_without_the_failed_host() {
         let fake = |secondary| Fake {
-            view: VmView::sample("Protected", "h2", secondary, 2),
+            view: sample(Protection::Protected, "h2", secondary),
             stuck: false,
             mended: 0,
         };
@@ -186,7 +190,7 @@ mod tests {
         assert!(wait_protected(&fake("h1"), Some("h1"), Duration::ZERO, &progress).is_err());
         assert!(wait_protected(&fake("h3"), Some("h1"), Duration::ZERO, &progress).is_ok());
         let starting =
-            Fake { view: VmView::sample("Not Protected", "h2", "h3", 2), stuck: true, mended: 0 };
+            Fake { view: sample(Protection::NotProtected, "h2", "h3"), stuck: true, mended: 0 };
         let error = wait_protected(&starting, None, Duration::ZERO, &progress).unwrap_err();
         assert!(error.to_string().ends_with("Not Protected"), "{error}");
     }
