@@ -179,7 +179,7 @@ fn perform(lab: &mut Lab, args: &DemoArgs, progress: &Progress) -> anyhow::Resul
     let client = Client::start(address, || net::enter(lab::CLIENT))?;
     let count_lost = |acked| net::inside(lab::CLIENT, || client::count_lost(address, acked))?;
     let choice = (args.fault, args.rounds);
-    let (report, failure) = rounds::run_rounds(lab, client, choice, count_lost, progress)?;
+    let (report, failure) = rounds::run_rounds(lab, client, choice, count_lost, progress);
     match args.output {
         Output::Table => print!("{}", report.table()),
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),

@@ -35,8 +35,8 @@ pub(super) struct Report {
     pub(super) rounds: Vec<Round>,
     /// Writes acknowledged to the client.
     pub(super) writes_acked: u64,
-    /// Acknowledged writes that are not in the database.
-    pub(super) writes_lost: u64,
+    /// Acknowledged writes that are not in the database; `None` when it could not be read.
+    pub(super) writes_lost: Option<u64>,
     /// Why the client's only connection broke, if it did.
     pub(super) connection_broken: Option<String>,
 }
@@ -44,7 +44,7 @@ pub(super) struct Report {
 impl Report {
     /// Whether nothing was lost and nothing broke.
     pub(super) fn is_success(&self) -> bool {
-        self.writes_lost == 0 && self.connection_broken.is_none() && !self.rounds.is_empty()
+        self.writes_lost == Some(0) && self.connection_broken.is_none() && !self.rounds.is_empty()
     }
 
     /// The table and the summary, for people.
@@ -75,11 +75,12 @@ impl Report {
         };
         let (gap, gap_max) = of(|round| round.gap_ms);
         let (again, again_max) = of(|round| round.protected_again_s);
+        let lost = self.writes_lost.map_or("unknown how many".to_owned(), |lost| lost.to_string());
         let connection = self.connection_broken.as_deref().unwrap_or("never broken");
         format!(
             "gap p50 {gap:.1} ms, max {gap_max:.1} ms; protected again p50 {again:.1} s, max {again_max:.1} s\n\
-             {} writes acknowledged, {} lost; connection {connection}\n",
-            self.writes_acked, self.writes_lost
+             {} writes acknowledged, {lost} lost; connection {connection}\n",
+            self.writes_acked
         )
     }
 }
@@ -162,7 +163,7 @@ mod tests {
         let report = Report {
             rounds: vec![round(150.0), round(210.5)],
             writes_acked: 12,
-            writes_lost: 0,
+            writes_lost: Some(0),
             connection_broken: None,
         };
         let table = report.table();
@@ -177,10 +178,11 @@ mod tests {
         let good = Report {
             rounds: vec![round(1.0)],
             writes_acked: 1,
-            writes_lost: 0,
+            writes_lost: Some(0),
             connection_broken: None,
         };
-        assert!(!Report { writes_lost: 1, ..good.clone() }.is_success());
+        assert!(!Report { writes_lost: Some(1), ..good.clone() }.is_success());
+        assert!(!Report { writes_lost: None, ..good.clone() }.is_success());
         assert!(!Report { connection_broken: Some("reset".into()), ..good.clone() }.is_success());
         assert!(!Report { rounds: vec![], ..good }.is_success());
     }

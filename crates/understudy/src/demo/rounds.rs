@@ -106,14 +106,14 @@ pub(super) fn wait_answers(client: &Client, acked: u64, progress: &Progress) -> 
 }
 
 /// All rounds, until one fails or the connection breaks; then `count_lost` is told how many writes were acknowledged,
-/// reads everything back and says how many are missing.
+/// reads everything back and says how many are missing. What failed first, if anything did, comes with the report.
 pub(super) fn run_rounds(
     cluster: &mut impl Cluster,
     client: Client,
     choice: (FaultChoice, u32),
     count_lost: impl FnOnce(u64) -> anyhow::Result<u64>,
     progress: &Progress,
-) -> anyhow::Result<(Report, Option<anyhow::Error>)> {
+) -> (Report, Option<anyhow::Error>) {
     let mut rounds = Vec::new();
     let mut failure = wait_answers(&client, 0, progress).err();
     for index in 0..choice.1 {
@@ -127,18 +127,13 @@ pub(super) fn run_rounds(
     }
     let seen = client.finish();
     progress.say(&format!("reading {} acknowledged writes back", seen.acked));
-    let writes_lost = count_lost(seen.acked);
-    let report = |writes_lost| Report {
-        rounds,
-        writes_acked: seen.acked,
-        writes_lost,
-        connection_broken: seen.broken.clone(),
+    let (writes_lost, unread) = match count_lost(seen.acked) {
+        Ok(lost) => (Some(lost), None),
+        Err(error) => (None, Some(error.context("read the writes back"))),
     };
-    match (writes_lost, failure) {
-        (Ok(lost), failure) => Ok((report(lost), failure)),
-        (Err(error), None) => Err(error.context("read the writes back")),
-        (Err(_), Some(failure)) => Err(failure),
-    }
+    let report =
+        Report { rounds, writes_acked: seen.acked, writes_lost, connection_broken: seen.broken };
+    (report, failure.or(unread))
 }
 
 fn unix_ms() -> u64 {
