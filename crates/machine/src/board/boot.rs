@@ -29,6 +29,7 @@ const FDT_SLACK: u64 = 64 << 10;
 /// Most bytes of a kernel command line.
 pub const APPEND_MAX: usize = 16 << 10;
 
+const IMAGE_HEADER_BYTES: usize = 64;
 const INFO_BYTES: u64 = 48;
 const INFO_MAGIC: u64 = 0x4942_534f;
 const INFO_VERSION: u64 = 2;
@@ -211,6 +212,9 @@ fn load_kernel(image: &[u8], base: u64, ram: &mut GuestRam) -> Result<Loaded, Lo
 
 /// Bytes that a Linux image takes in memory, its zeroed part included.
 fn check_image(image: &[u8]) -> Result<u64, LoadError> {
+    if image.len() < IMAGE_HEADER_BYTES {
+        return Err(LoadError::BadImage { problem: "the file ends within it" });
+    }
     let field = |at: usize| -> Result<u64, LoadError> {
         image
             .get(at..at + 8)
@@ -225,10 +229,7 @@ fn check_image(image: &[u8]) -> Result<u64, LoadError> {
     if !text_offset.is_multiple_of(ALIGN) {
         return Err(LoadError::BadImage { problem: "text_offset is no multiple of 2 MiB" });
     }
-    // The size covers the zeroed data behind the file; kernels before 3.17 left it out.
-    if image_size != 0 && image_size < image.len() as u64 {
-        return Err(LoadError::BadImage { problem: "image_size is less than the file's size" });
-    }
+    // The size covers the zeroed data behind the file; kernels before 3.17 left it out, a signature may exceed it.
     Ok(image_size.max(image.len() as u64))
 }
 

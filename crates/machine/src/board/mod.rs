@@ -31,6 +31,9 @@ pub mod state;
 mod uart;
 mod virtio;
 
+#[cfg(test)]
+mod tests;
+
 use crate::config::{MachineConfig, VIRTIO_SLOTS};
 use crate::io::{Input, Output, OutputKind};
 use crate::ram::GuestRam;

@@ -20,6 +20,9 @@ mod queue;
 mod rng;
 mod transport;
 
+#[cfg(test)]
+mod tests;
+
 use crate::config::{MachineConfig, VIRTIO_SLOTS};
 use crate::io::{BlkStatus, OutputKind};
 
