@@ -11,9 +11,11 @@
 #![forbid(unsafe_code)]
 
 mod compressed;
+mod disasm;
 pub mod float;
 mod insn;
 mod table;
 
+pub use disasm::disassemble;
 pub use insn::{Insn, decode};
 pub use table::Op;
