@@ -19,6 +19,7 @@
 
 pub mod directory;
 pub mod etcd;
+pub mod memory;
 
 mod base64;
 

@@ -156,7 +156,7 @@ impl VmConfig {
     /// See [`ConfigError`].
     pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, ConfigError> {
         let mut config: Self = parse_toml(text, file)?;
-        config.check().map_err(|problem| at(text, file, problem))?;
+        config.find_problem().map_err(|problem| at(text, file, problem))?;
         let boot = [&mut config.kernel, &mut config.initrd, &mut config.bios];
         let disks = config.disks.iter_mut().map(|d| &mut d.path);
         for path in boot.into_iter().flatten().chain(disks) {
@@ -165,7 +165,15 @@ impl VmConfig {
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), Problem> {
+    /// Checks a configuration that was not read from a file.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn check(&self) -> Result<(), String> {
+        self.find_problem().map_err(|problem| problem.text)
+    }
+
+    fn find_problem(&self) -> Result<(), Problem> {
         check_name(&self.name).map_err(|e| problem("name", e.to_string()))?;
         if self.memory < MEMORY_BYTES_MIN || !self.memory.is_multiple_of(MEMORY_STEP_BYTES) {
             let text = "memory has to be a multiple of 2M, and at least 32M".to_owned();

@@ -8,6 +8,7 @@
 //! # Determinism
 //! The host's clock, the network, disks, consoles and random numbers enter here and nowhere else, as [`Input`]s.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use super::bulk::{RamSender, SnapshotHead};
 use super::clock::HostClock;
 use super::definition::Definition;
 use super::shared::Shared;
-use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing};
+use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
 use crate::disk::Completion;
 
 /// Length of a slice in microseconds of host time.
@@ -49,11 +50,8 @@ pub(crate) struct Primary {
     last_mark: u64,
     last_digest: (Instant, u64),
     digest_interval: Duration,
-    definition: Definition,
     is_stopped: bool,
     halt_told: bool,
-    /// How long the guest stood still when the last protection started.
-    pub(crate) arm_pause: Duration,
 }
 
 impl Primary {
@@ -76,10 +74,8 @@ impl Primary {
             clock,
             snapshot: None,
             digest_interval: definition.digest_interval(),
-            definition: definition.clone(),
             is_stopped: false,
             halt_told: false,
-            arm_pause: Duration::ZERO,
         }
     }
 
@@ -171,6 +167,8 @@ impl Primary {
             | Mail::GoLive { .. }
             | Mail::Discard { .. }
             | Mail::Halt
+            | Mail::KeepState
+            | Mail::Define(_)
             | Mail::Close => {}
         }
     }
@@ -236,7 +234,7 @@ impl Primary {
         self.collect();
         self.take_digest(shared);
         self.hand_over(shared);
-        let pumping = self.pump_snapshot();
+        let pumping = self.pump_snapshot(shared);
         match exit {
             Exit::Idle if !pumping => self.wait_idle(shared),
             Exit::Halted => self.tell_halt(shared),
@@ -251,7 +249,7 @@ impl Primary {
         if self.machine.halted().is_some() {
             self.tell_halt(shared);
         }
-        if !self.pump_snapshot() {
+        if !self.pump_snapshot(shared) {
             shared.mailbox.wait(Some(Instant::now() + WAIT_MAX));
         }
     }
@@ -268,7 +266,11 @@ impl Primary {
             None => return,
         };
         tracing(shared, &why);
-        shared.lock().last_problem = Some(why);
+        {
+            let mut inner = shared.lock();
+            inner.last_problem = Some(why);
+            inner.halted = self.machine.halted().cloned();
+        }
         shared.feed(Event::Stop);
     }
 
@@ -329,8 +331,7 @@ impl Primary {
         sender.begin(head, self.machine.images().clone());
         shared.has_follower.store(true, Ordering::Relaxed);
         shared.feed(Event::ProtectStarted { attempt, link, at });
-        self.arm_pause = pause.elapsed();
-        shared.lock().arm_pause_us = u64::try_from(self.arm_pause.as_micros()).unwrap_or(u64::MAX);
+        shared.lock().arm_pause_us = u64::try_from(pause.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.snapshot = Some(SnapshotUnderWay { attempt, sender });
     }
 
@@ -344,8 +345,11 @@ impl Primary {
     }
 
     /// Sends some pages of the snapshot under way; says whether there is more to do at once.
-    fn pump_snapshot(&mut self) -> bool {
+    fn pump_snapshot(&mut self, shared: &Shared) -> bool {
         let Some(s) = &mut self.snapshot else { return false };
+        let pages = self.machine.ram().pages();
+        let seen = self.machine.ram().snapshot_cursor().unwrap_or(pages);
+        shared.percent.store(u64::from(seen) * 100 / u64::from(pages.max(1)), Ordering::Relaxed);
         if s.sender.pump(self.machine.ram_mut()) {
             true
         } else {
@@ -354,8 +358,11 @@ impl Primary {
         }
     }
 
-    /// What it was made from.
-    pub(crate) fn definition(&self) -> &Definition {
-        &self.definition
+    /// Writes the state to files for study.
+    pub(crate) fn keep_state(&mut self, dir: &Path, shared: &Shared) {
+        match write_state(dir, &shared.name, "diverged-primary", &mut self.machine) {
+            Ok(path) => tracing(shared, &format!("kept the state in {}", path.display())),
+            Err(e) => tracing(shared, &format!("cannot keep the state: {e}")),
+        }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) struct Secondary {
 impl Secondary {
     pub(crate) fn new(loaded: Loaded, disks: Disks) -> Self {
         let clock = ClockBase { mtime: loaded.clock.0, at: loaded.clock.1, rate: loaded.clock.2 };
-        let mut secondary = Self {
+        let secondary = Self {
             machine: loaded.machine,
             disks,
             definition: loaded.definition,

@@ -15,8 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use machine::io::{Output, OutputKind};
 use replica::{
@@ -24,11 +23,14 @@ use replica::{
     Role, VmId,
 };
 
+use super::Env;
 use super::bulk::Loaded;
+use super::definition::Definition;
 use super::mailbox::Mailbox;
-use super::ports::Ports;
+use super::ports::{CONSOLES, Ports};
 use super::vcpu::Mail;
 use crate::channel;
+use crate::console::ConsoleHub;
 
 /// Frames, bytes and requests that wait on a secondary for the news that they left; more than this and it is not
 /// keeping up with what its primary says.
@@ -92,12 +94,14 @@ pub(crate) struct Inner {
     loading: Option<LinkId>,
     /// A snapshot that came before it was asked for, by session.
     early: Option<(u64, Box<Loaded>)>,
-    protect: Option<ProtectJob>,
     protect_running: BTreeMap<u64, Arc<AtomicBool>>,
     pub(crate) start_outcome: Option<StartOutcome>,
     pub(crate) announced: Announced,
     pub(crate) last_problem: Option<String>,
     pub(crate) is_closed: bool,
+    pub(crate) halted: Option<machine::io::HaltReason>,
+    /// What the VM is, once that is known here.
+    pub(crate) definition: Option<Definition>,
     /// How long the guest stood still when protection last started.
     pub(crate) arm_pause_us: u64,
 }
@@ -107,11 +111,17 @@ pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) host: String,
     inner: Mutex<Inner>,
-    changed: Condvar,
     pub(crate) mailbox: Mailbox<Mail>,
+    /// The UART's and the virtio consoles' output; they outlive machines.
+    pub(crate) consoles: Vec<ConsoleHub>,
     arbiter: mpsc::Sender<Question>,
+    protect: mpsc::Sender<ProtectJob>,
     next_link: AtomicU64,
     pub(crate) log_bytes: AtomicU64,
+    /// Log bandwidth in bytes per second, over the last second.
+    pub(crate) log_rate: AtomicU64,
+    /// How much of the snapshot under way was looked at, in percent.
+    pub(crate) percent: AtomicU64,
     pub(crate) icount: AtomicU64,
     /// Whether anybody replays the log, so that digests are worth taking.
     pub(crate) has_follower: AtomicBool,
@@ -147,7 +157,12 @@ pub(crate) fn vm_id(name: &str) -> VmId {
 }
 
 impl Shared {
-    pub(crate) fn new(name: &str, cfg: Config, arbiter: mpsc::Sender<Question>) -> Arc<Self> {
+    pub(crate) fn new(
+        name: &str,
+        cfg: Config,
+        arbiter: mpsc::Sender<Question>,
+        protect: mpsc::Sender<ProtectJob>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             host: cfg.host.0.clone(),
@@ -160,19 +175,23 @@ impl Shared {
                 ports: None,
                 loading: None,
                 early: None,
-                protect: None,
                 protect_running: BTreeMap::new(),
                 start_outcome: None,
                 announced: Announced::default(),
                 last_problem: None,
                 is_closed: false,
+                halted: None,
+                definition: None,
                 arm_pause_us: 0,
             }),
-            changed: Condvar::new(),
             mailbox: Mailbox::default(),
+            consoles: (0..CONSOLES).map(|_| ConsoleHub::new()).collect(),
             arbiter,
+            protect,
             next_link: AtomicU64::new(1),
             log_bytes: AtomicU64::new(0),
+            log_rate: AtomicU64::new(0),
+            percent: AtomicU64::new(0),
             icount: AtomicU64::new(0),
             has_follower: AtomicBool::new(false),
         })
@@ -180,11 +199,6 @@ impl Shared {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until something under the lock changed, at most `timeout`.
-    pub(crate) fn wait_change<'a>(&self, guard: MutexGuard<'a, Inner>, timeout: Duration) -> MutexGuard<'a, Inner> {
-        self.changed.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Tells the core what happened and does what it says.
@@ -202,7 +216,6 @@ impl Shared {
                 self.execute(inner, command, &mut events);
             }
         }
-        self.changed.notify_all();
     }
 
     /// The primary's vCPU thread made log and outputs.
@@ -243,6 +256,9 @@ impl Shared {
         if let Message::Log { released, .. } | Message::Heartbeat { released, .. } = &message {
             Self::note_released(&mut inner, *released);
         }
+        if matches!(message, Message::Diverged { .. }) {
+            self.mailbox.post(Mail::KeepState);
+        }
         self.feed_locked(&mut inner, Event::Message { link, message });
     }
 
@@ -274,20 +290,6 @@ impl Shared {
         }
     }
 
-    /// The next job for the protect thread; `None` when the VM is closed.
-    pub(crate) fn next_protect_job(&self) -> Option<ProtectJob> {
-        let mut inner = self.lock();
-        loop {
-            if inner.is_closed {
-                return None;
-            }
-            if let Some(job) = inner.protect.take() {
-                return Some(job);
-            }
-            inner = self.wait_change(inner, Duration::from_secs(60));
-        }
-    }
-
     /// Ends all threads of the VM.
     pub(crate) fn close(&self) {
         let mut inner = self.lock();
@@ -297,7 +299,6 @@ impl Shared {
         }
         inner.links.clear();
         self.mailbox.post(Mail::Close);
-        self.changed.notify_all();
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm a command")]
@@ -344,7 +345,11 @@ impl Shared {
                 let is_abandoned = Arc::new(AtomicBool::new(false));
                 inner.protect_running.clear();
                 inner.protect_running.insert(attempt, Arc::clone(&is_abandoned));
-                inner.protect = Some(ProtectJob { attempt, host, is_abandoned });
+                let job = ProtectJob { attempt, host, is_abandoned };
+                if self.protect.send(job).is_err() {
+                    let reason = "the VM is being closed".to_owned();
+                    events.push_back(Event::ProtectFailed { attempt, reason });
+                }
             }
             Command::AbandonProtect { attempt } => {
                 if let Some(flag) = inner.protect_running.remove(&attempt) {
@@ -430,6 +435,42 @@ impl Shared {
         let ports = inner.ports.take();
         drop(inner);
         drop(ports);
+    }
+
+    /// What the VM is, and with it whether and where it is to be protected.
+    pub(crate) fn define(&self, definition: Definition) {
+        self.lock().definition = Some(definition);
+    }
+
+    /// See [`super::Vm::set_protection`].
+    pub(crate) fn set_protection(&self, env: &Env, wanted: Option<bool>, host: Option<String>) {
+        let mut inner = self.lock();
+        let section = inner.definition.as_ref().map(|d| d.config.protection.clone()).unwrap_or_default();
+        let hosts = match host {
+            Some(host) => vec![host],
+            None if section.hosts.is_empty() => env.peers.keys().cloned().collect(),
+            None => section.hosts,
+        };
+        let candidates = hosts.into_iter().filter(|h| *h != env.host).map(HostId).collect();
+        let wanted = wanted.unwrap_or(section.enabled);
+        self.feed_locked(&mut inner, Event::SetProtection { wanted, candidates });
+    }
+
+    /// Whether the session's link is still there.
+    pub(crate) fn has_session(&self, session: u64) -> bool {
+        self.lock().links.values().any(|e| e.session == session)
+    }
+
+    /// The snapshot of a session cannot be had.
+    pub(crate) fn load_failed(&self, session: u64, reason: String) {
+        let mut inner = self.lock();
+        let wanted = inner.loading.is_some_and(|l| inner.links.get(&l).is_some_and(|e| e.session == session));
+        if wanted {
+            self.feed_locked(&mut inner, Event::ReplicaFailed { reason });
+        } else if let Some((&link, _)) = inner.links.iter().find(|(_, e)| e.session == session) {
+            inner.links.remove(&link);
+            self.feed_locked(&mut inner, Event::LinkClosed { link });
+        }
     }
 
     /// Whether this host runs the VM or is about to.

@@ -20,6 +20,7 @@ use machine::io::Input;
 use machine::{Machine, MachineSaved};
 use replica::{Event, LinkId};
 
+use super::Env;
 use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
 use super::primary::Primary;
@@ -56,6 +57,10 @@ pub(crate) enum Mail {
     StopMachine,
     /// The operator wants the VM off.
     PowerOff,
+    /// The secondary's state differs: save this machine's state for study.
+    KeepState,
+    /// The VM's definition.
+    Define(Box<Definition>),
     /// The VM is being closed: end the thread.
     Close,
 }
@@ -84,15 +89,15 @@ enum Role {
 pub(crate) struct Vcpu {
     shared: Arc<Shared>,
     definition: Option<Definition>,
-    state_dir: PathBuf,
+    env: Arc<Env>,
     role: Role,
     /// Log that came before the snapshot.
     early_log: VecDeque<(Vec<u8>, LogPos)>,
 }
 
 impl Vcpu {
-    pub(crate) fn new(shared: Arc<Shared>, definition: Option<Definition>, state_dir: PathBuf) -> Self {
-        Self { shared, definition, state_dir, role: Role::Idle, early_log: VecDeque::new() }
+    pub(crate) fn new(shared: Arc<Shared>, env: Arc<Env>) -> Self {
+        Self { shared, definition: None, env, role: Role::Idle, early_log: VecDeque::new() }
     }
 
     /// The thread's main function.
@@ -123,7 +128,13 @@ impl Vcpu {
                 self.go_live(generation, at, resend_after);
             }
             (Mail::Discard { keep_state }, _) => self.discard(keep_state),
-            (Mail::Halt, _) => self.discard(false),
+            (Mail::Halt, _) => {
+                self.discard(false);
+                // The machine is gone: this host may be used as a spare.
+                self.shared.feed(Event::Reset);
+            }
+            (Mail::Define(definition), _) => self.definition = Some(*definition),
+            (Mail::KeepState, Role::Primary(p)) => p.keep_state(&self.env.state_dir, &self.shared),
             (Mail::DiskDone(done), Role::Secondary(s)) => s.disk_done(&self.shared, done),
             (mail, Role::Primary(p)) => p.handle(&self.shared, mail),
             // Inputs for a machine that is not live here, and news of what is gone.
@@ -134,7 +145,8 @@ impl Vcpu {
                 | Mail::Snapshot { .. }
                 | Mail::AbandonSnapshot { .. }
                 | Mail::StopMachine
-                | Mail::PowerOff,
+                | Mail::PowerOff
+                | Mail::KeepState,
                 Role::Idle | Role::Secondary(_),
             ) => {}
         }
@@ -162,16 +174,18 @@ impl Vcpu {
         let definition = self.definition.as_ref().ok_or("no definition of this VM is known here")?;
         let (config, images) = definition.machine()?;
         let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
-        let disks = definition.open(&self.shared)?;
+        let disks = definition.open(&self.shared, true)?;
         Ok(Primary::fresh(machine, disks, definition))
     }
 
     fn follow(&mut self, loaded: Box<Loaded>) {
-        let disks = match loaded.definition.open(&self.shared) {
+        let disks = match loaded.definition.open(&self.shared, false) {
             Ok(disks) => disks,
             Err(reason) => return self.shared.feed(Event::ReplicaFailed { reason }),
         };
         self.definition = Some(loaded.definition.clone());
+        self.shared.define(loaded.definition.clone());
+        self.shared.set_protection(&self.env, None, None);
         let mut secondary = Secondary::new(*loaded, disks);
         for (bytes, end) in self.early_log.drain(..) {
             secondary.push(bytes, end);
@@ -190,8 +204,9 @@ impl Vcpu {
         self.early_log.clear();
         if keep_state {
             match &mut self.role {
-                Role::Secondary(s) => s.keep_state(&self.state_dir, &self.shared),
-                Role::Primary(_) | Role::Idle => {}
+                Role::Secondary(s) => s.keep_state(&self.env.state_dir, &self.shared),
+                Role::Primary(p) => p.keep_state(&self.env.state_dir, &self.shared),
+                Role::Idle => {}
             }
         }
         self.role = Role::Idle;

@@ -1,0 +1,407 @@
+//! One VM on one host: threads, machine, protocol core, links and devices tied together.
+//!
+//! # Place
+//! The daemon has a [`Vm`] for each VM that it runs, follows, or was asked to follow.
+//!
+//! # Threads
+//! - vCPU: owns the machine ([`vcpu`], [`primary`], [`secondary`]).
+//! - one reader for each link; it acknowledges log and releases output itself ([`shared`]).
+//! - arbiter: asks the arbiter, which may take its time.
+//! - protect: sends snapshots ([`protect`], [`bulk`]).
+//! - timer: tells the core that time passes.
+//! - one for each tap and each disk.
+
+mod bulk;
+mod clock;
+mod definition;
+mod mailbox;
+mod ports;
+mod primary;
+mod protect;
+mod secondary;
+mod shared;
+mod vcpu;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use machine::io::{HaltReason, Input};
+use replica::{ArbiterReply, Config, Event, HostId, LinkId, NotProtected, Protection, Role};
+
+pub use self::definition::Definition;
+pub use self::shared::StartOutcome;
+pub(crate) use self::protect::{BULK, LOG, Preamble};
+
+use self::shared::{Question, Shared, mono_now, vm_id};
+use self::vcpu::{Mail, Vcpu, tracing};
+use crate::arbiter::{self, Arbiter, CasOutcome};
+use crate::channel::{Link, Received, Secret};
+use crate::config::ArbiterSection;
+use crate::console::ConsoleHub;
+use crate::control::{Detail, FailoverTimes, Progress, VmStatus};
+use crate::one_line::one_line;
+
+/// Time for one question to the arbiter.
+const ARBITER_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long a start may wait for the arbiter and the devices.
+const START_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// What all VMs of a host have in common.
+#[derive(Debug)]
+pub struct Env {
+    /// This host.
+    pub host: String,
+    /// The secret that all hosts share.
+    pub secret: Secret,
+    /// Addresses of the other hosts.
+    pub peers: BTreeMap<String, String>,
+    /// Who decides which host is live.
+    pub arbiter: ArbiterSection,
+    /// Directory for what has to be remembered.
+    pub state_dir: PathBuf,
+    /// Detection time unless a VM says otherwise.
+    pub detection_ms: u32,
+}
+
+/// A VM on this host.
+#[derive(Debug)]
+pub struct Vm {
+    shared: Arc<Shared>,
+    env: Arc<Env>,
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    thread.map(drop).map_err(|e| format!("cannot start thread {name}: {e}"))
+}
+
+impl Vm {
+    /// A VM that this host has no copy of yet.
+    ///
+    /// # Errors
+    /// One line: the arbiter cannot be used as configured, or no thread could be started.
+    pub fn new(env: &Arc<Env>, name: &str, detection_ms: u32) -> Result<Self, String> {
+        let arbiter = arbiter::open(&env.arbiter, ARBITER_TIME_MAX).map_err(|e| one_line(&e))?;
+        Self::with_arbiter(env, name, detection_ms, arbiter)
+    }
+
+    /// As [`Self::new`], with an arbiter at hand.
+    ///
+    /// # Errors
+    /// One line: no thread could be started.
+    pub fn with_arbiter(
+        env: &Arc<Env>,
+        name: &str,
+        detection_ms: u32,
+        arbiter: Box<dyn Arbiter>,
+    ) -> Result<Self, String> {
+        let mut nonce = [0; 8];
+        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+        let detection_us = u64::from(detection_ms) * 1000;
+        let config = Config {
+            detection_us,
+            heartbeat_us: detection_us / 5,
+            ..Config::new(vm_id(name), HostId(env.host.clone()), u64::from_le_bytes(nonce))
+        };
+        let (questions, asked) = mpsc::channel();
+        let (protect_jobs, jobs) = mpsc::channel();
+        let shared = Shared::new(name, config, questions, protect_jobs);
+        let vcpu = Vcpu::new(Arc::clone(&shared), Arc::clone(env));
+        spawn("vcpu", move || vcpu.run())?;
+        let ask = Arc::clone(&shared);
+        spawn("arbiter", move || run_arbiter(&ask, arbiter, &asked))?;
+        let (timed, theirs) = (Arc::clone(&shared), Arc::clone(env));
+        spawn("timer", move || run_timer(&timed))?;
+        let protected = Arc::clone(&shared);
+        spawn("protect", move || protect::run(&protected, &theirs, &jobs))?;
+        Ok(Self { shared, env: Arc::clone(env) })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Whether it has no copy here.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        self.shared.lock().node.status().role == Role::Spare
+    }
+
+    /// Starts it here, and waits until it runs or cannot.
+    #[must_use]
+    pub fn start(&self, definition: Definition) -> StartOutcome {
+        self.shared.lock().start_outcome = None;
+        self.shared.mailbox.post(Mail::Define(Box::new(definition.clone())));
+        self.shared.define(definition);
+        self.set_protection(None, None);
+        self.shared.feed(Event::Start);
+        let deadline = Instant::now() + START_TIME_MAX;
+        loop {
+            if let Some(outcome) = self.shared.lock().start_outcome.take() {
+                return outcome;
+            }
+            if Instant::now() > deadline {
+                self.shared.feed(Event::Stop);
+                let reason = "the arbiter does not answer; make it reachable and start again".to_owned();
+                return StartOutcome::Failed { reason };
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether a secondary is wanted (`None`: as the definition says), and where (`None`: as it says).
+    pub fn set_protection(&self, wanted: Option<bool>, host: Option<String>) {
+        self.shared.set_protection(&self.env, wanted, host);
+    }
+
+    /// Powers it off.
+    pub fn power_off(&self) {
+        self.shared.mailbox.post(Mail::PowerOff);
+    }
+
+    /// Lets the secondary go live.
+    pub fn switch_over(&self) {
+        self.shared.feed(Event::SwitchOver);
+    }
+
+    /// A console's output.
+    #[must_use]
+    pub fn console(&self, dev: u8) -> Option<&ConsoleHub> {
+        self.shared.consoles.get(usize::from(dev))
+    }
+
+    /// Types at a console.
+    pub fn type_at(&self, dev: u8, bytes: &[u8]) {
+        for piece in bytes.chunks(4096) {
+            self.shared.mailbox.post(Mail::Input(Input::Console { dev, bytes: piece.to_vec() }));
+        }
+    }
+
+    /// Whether this host runs it or is about to.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.shared.is_live()
+    }
+
+    /// A primary connected for log.
+    pub(crate) fn accept_log(&self, link: Link, session: u64) {
+        if let Err(e) = serve_link(&self.shared, link, session) {
+            tracing(&self.shared, &e);
+        }
+    }
+
+    /// A primary connected to send a snapshot.
+    pub(crate) fn accept_bulk(&self, mut link: Link, session: u64) {
+        let shared = Arc::clone(&self.shared);
+        let receive = move || {
+            let started = Instant::now();
+            let go_on = || started.elapsed() < Duration::from_secs(2) || shared.has_session(session);
+            match bulk::receive(&mut link.receiver, &shared.name, go_on) {
+                Ok(loaded) => shared.loaded(session, Box::new(loaded)),
+                Err(reason) => {
+                    tracing(&shared, &format!("the snapshot from {} was not taken: {reason}", link.peer));
+                    shared.load_failed(session, reason);
+                }
+            }
+        };
+        if let Err(e) = spawn("bulk", receive) {
+            tracing(&self.shared, &e);
+        }
+    }
+
+    /// Why its machine is off, once it is.
+    #[must_use]
+    pub fn halted(&self) -> Option<HaltReason> {
+        self.shared.lock().halted.clone()
+    }
+
+    /// Ends it on this host, without a word to anybody.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
+    /// Its state as this host knows it.
+    #[must_use]
+    pub fn status(&self) -> VmStatus {
+        let inner = self.shared.lock();
+        let status = inner.node.status();
+        let (state, detail, reason, remedy) = describe(&status.protection);
+        let role = match status.role {
+            Role::Primary => crate::control::Role::Primary,
+            Role::Secondary | Role::GoingLive => crate::control::Role::Secondary,
+            Role::Spare | Role::Halted => crate::control::Role::Stopped,
+        };
+        let (here, there) = (Some(self.env.host.clone()), status.peer.as_ref().map(|h| h.0.clone()));
+        let (live_host, secondary_host) = match status.role {
+            Role::Primary => (here, there),
+            Role::Secondary => (there, here),
+            Role::GoingLive | Role::Spare | Role::Halted => (None, None),
+        };
+        let failover = status.last_failover.map(|t| FailoverTimes {
+            detection_us: t.detected.micros_since(t.last_heard),
+            arbitration_us: t.arbitrated.micros_since(t.detected),
+            catch_up_us: t.caught_up.micros_since(t.arbitrated),
+            announce_us: inner.announced.announce_us,
+            at_unix_ms: inner.announced.at_unix_ms,
+        });
+        let starting = matches!(
+            status.protection,
+            Protection::NotProtected(NotProtected::Starting { .. })
+        );
+        let percent = u8::try_from(self.shared.percent.load(Ordering::Relaxed)).unwrap_or(100);
+        VmStatus {
+            name: self.shared.name.clone(),
+            role,
+            state,
+            detail,
+            reason: reason.or_else(|| inner.last_problem.clone()),
+            remedy,
+            live_host,
+            secondary_host,
+            generation: status.generation,
+            lag_ms: status.lag_us / 1000,
+            log_bytes_per_s: self.shared.log_rate.load(Ordering::Relaxed),
+            icount: self.shared.icount.load(Ordering::Relaxed),
+            failover,
+            progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
+        }
+    }
+
+    /// How long the guest stood still when protection last started, in microseconds.
+    #[must_use]
+    pub fn arm_pause_us(&self) -> u64 {
+        self.shared.lock().arm_pause_us
+    }
+}
+
+/// Words for a state of protection: state, detail, reason, remedy.
+fn describe(
+    protection: &Protection,
+) -> (crate::control::Protection, Option<Detail>, Option<String>, Option<String>) {
+    let Protection::NotProtected(why) = protection else {
+        return (crate::control::Protection::Protected, None, None, None);
+    };
+    let (detail, reason) = match why {
+        NotProtected::Starting { host } => (Detail::Starting, Some(format!("a secondary is being made on {host}"))),
+        NotProtected::NeedSecondary { reason } => {
+            (Detail::NeedSecondary, reason.as_ref().map(ToString::to_string))
+        }
+        NotProtected::AwaitingArbiter => {
+            (Detail::NeedSecondary, Some("the arbiter does not answer".to_owned()))
+        }
+        NotProtected::Disabled => (Detail::Disabled, None),
+        NotProtected::VmNotRunning => (Detail::VmNotRunning, None),
+    };
+    let remedy = Some(why.remedy().to_owned());
+    (crate::control::Protection::NotProtected, Some(detail), reason, remedy)
+}
+
+/// Registers a link and starts its reader.
+pub(crate) fn serve_link(shared: &Arc<Shared>, link: Link, session: u64) -> Result<LinkId, String> {
+    let Link { sender, mut receiver, peer, .. } = link;
+    let id = shared.add_link(sender, session);
+    let theirs = Arc::clone(shared);
+    let read = move || {
+        let why = loop {
+            match receiver.recv(None) {
+                Ok(Received::Frame(frame)) => match replica::decode(&frame) {
+                    Ok(message) => theirs.message(id, message),
+                    Err(e) => break format!("it sent no message: {e}"),
+                },
+                Ok(Received::TimedOut) => {}
+                Ok(Received::Closed { is_clean: true }) => break "it said goodbye".to_owned(),
+                Ok(Received::Closed { is_clean: false }) => break "the connection was closed".to_owned(),
+                Err(e) => break one_line(&e),
+            }
+        };
+        tracing(&theirs, &format!("link to {peer} ended: {why}"));
+        theirs.link_closed(id);
+    };
+    if let Err(e) = spawn("link", read) {
+        shared.link_closed(id);
+        return Err(e);
+    }
+    Ok(id)
+}
+
+/// Asks the arbiter, one question after the other.
+fn run_arbiter(shared: &Arc<Shared>, mut arbiter: Box<dyn Arbiter>, questions: &mpsc::Receiver<Question>) {
+    while let Ok(question) = questions.recv() {
+        if shared.lock().is_closed {
+            return;
+        }
+        let (op, answer) = match question {
+            Question::Read { op } => {
+                let found = arbiter.read(&shared.name).map(|r| ArbiterReply::Read(r.map(from_stored)));
+                (op, found)
+            }
+            Question::Cas { op, expected, new } => {
+                let expected = (expected != 0).then_some(expected);
+                let outcome = arbiter.compare_and_set(&shared.name, expected, &to_stored(&new));
+                (op, outcome.map(|o| match o {
+                    CasOutcome::Won => ArbiterReply::Won,
+                    CasOutcome::Lost { current } => ArbiterReply::Lost(current.map(from_stored)),
+                }))
+            }
+        };
+        let reply = answer.unwrap_or_else(|e| {
+            shared.lock().last_problem = Some(one_line(&e));
+            ArbiterReply::Unreachable
+        });
+        shared.feed(Event::ArbiterReply { op, reply });
+    }
+}
+
+fn from_stored(r: arbiter::Record) -> replica::Record {
+    replica::Record {
+        generation: r.generation,
+        live: r.live.map(HostId),
+        secondary: r.secondary.map(HostId),
+        nonce: r.nonce,
+    }
+}
+
+fn to_stored(r: &replica::Record) -> arbiter::Record {
+    arbiter::Record {
+        generation: r.generation,
+        live: r.live.as_ref().map(|h| h.0.clone()),
+        secondary: r.secondary.as_ref().map(|h| h.0.clone()),
+        nonce: r.nonce,
+    }
+}
+
+/// Tells the core that time passes, and measures the log's bandwidth.
+fn run_timer(shared: &Arc<Shared>) {
+    let mut measured = (Instant::now(), 0);
+    loop {
+        let wakeup = {
+            let inner = shared.lock();
+            if inner.is_closed {
+                return;
+            }
+            inner.node.next_wakeup()
+        };
+        let wait = match wakeup {
+            Some(at) => at.micros_since(mono_now()),
+            None => 20_000,
+        };
+        if wait > 0 {
+            std::thread::sleep(Duration::from_micros(wait.clamp(500, 100_000)));
+        } else {
+            shared.feed(Event::Tick);
+        }
+        let elapsed = measured.0.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            let total = shared.log_bytes.load(Ordering::Relaxed);
+            let rate = (total - measured.1) as f64 / elapsed.as_secs_f64();
+            shared.log_rate.store(rate as u64, Ordering::Relaxed);
+            measured = (Instant::now(), total);
+        }
+    }
+}

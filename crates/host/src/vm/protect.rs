@@ -1,0 +1,138 @@
+//! The protect thread: connects to a new secondary and sends it the snapshot.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use replica::Event;
+use serde::{Deserialize, Serialize};
+
+use super::Env;
+use super::bulk::{self, DiskSink, Piece, QUEUE_PIECES, RamSender};
+use super::shared::{ProtectJob, Shared};
+use super::vcpu::{Disks, Mail};
+use crate::channel::{self, Link};
+use crate::disk::copy::CopyPhase;
+use crate::one_line::one_line;
+
+/// Purpose of the connection for messages and log.
+pub(crate) const LOG: &str = "log";
+/// Purpose of the connection for the snapshot.
+pub(crate) const BULK: &str = "bulk";
+/// Time to connect.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// The first frame of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Preamble {
+    pub(crate) vm: String,
+    /// Ties the two connections of one protection together.
+    pub(crate) session: u64,
+    pub(crate) detection_ms: u32,
+}
+
+/// The thread's main function.
+pub(crate) fn run(shared: &Arc<Shared>, env: &Env, jobs: &Receiver<ProtectJob>) {
+    while let Ok(job) = jobs.recv() {
+        if shared.lock().is_closed {
+            return;
+        }
+        let attempt = job.attempt;
+        let host = job.host.clone();
+        match protect(shared, env, &job) {
+            Ok(()) => shared.feed(Event::SnapshotSent { attempt }),
+            Err(reason) => {
+                shared.mailbox.post(Mail::AbandonSnapshot { attempt });
+                if !job.is_abandoned.load(Ordering::SeqCst) {
+                    let reason = format!("host {host}: {reason}");
+                    shared.feed(Event::ProtectFailed { attempt, reason });
+                }
+            }
+        }
+        for disk in mirrored(shared) {
+            disk.1.handle.abort_copy();
+        }
+    }
+}
+
+fn mirrored(shared: &Shared) -> Vec<(u8, super::vcpu::DiskPort)> {
+    let disks: Disks = shared.lock().ports.as_ref().map(|p| p.disks.clone()).unwrap_or_default();
+    (0u8..).zip(disks).filter(|(_, d)| d.is_mirrored).collect()
+}
+
+fn connect(env: &Env, address: &str, purpose: &str, preamble: &Preamble) -> Result<Link, String> {
+    let mut link = channel::connect(address, &env.secret, &env.host, purpose, CONNECT_TIME_MAX)
+        .map_err(|e| one_line(&e))?;
+    let bytes = postcard::to_stdvec(preamble).map_err(|e| e.to_string())?;
+    link.sender.send(&bytes).map_err(|e| one_line(&e))?;
+    Ok(link)
+}
+
+fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), String> {
+    let address = env.peers.get(&job.host.0).ok_or("it is not among this host's peers")?;
+    let definition = shared.lock().definition.clone().ok_or("the VM has no definition here")?;
+    let mut session = [0; 8];
+    rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+    let session = u64::from_le_bytes(session);
+    let detection_ms = definition.config.protection.detection_ms.unwrap_or(env.detection_ms);
+    let preamble = Preamble { vm: shared.name.clone(), session, detection_ms };
+    let log = connect(env, address, LOG, &preamble)?;
+    let mut bulk = connect(env, address, BULK, &preamble)?;
+    let begin = Piece::Begin {
+        version: replica::PROTOCOL_VERSION,
+        text: definition.text.clone(),
+        file: definition.file.clone(),
+        disk_sizes: definition.disk_sizes()?,
+    };
+    bulk::send_piece(&mut bulk.sender, &begin)?;
+    let link = super::serve_link(shared, log, session)?;
+    let go_on = || !job.is_abandoned.load(Ordering::SeqCst) && shared.has_session(session);
+    let (queue, pieces) = sync_channel(QUEUE_PIECES);
+    let disks = mirrored(shared);
+    let result = copy_disks(&disks, &queue, &pieces, &mut bulk.sender, &go_on).and_then(|()| {
+        let sender = Box::new(RamSender::new(queue));
+        shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
+        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), go_on)
+    });
+    if result.is_err() {
+        shared.link_closed(link);
+    }
+    result
+}
+
+/// Copies the disks while the guest writes, until little is left that changes.
+fn copy_disks(
+    disks: &[(u8, super::vcpu::DiskPort)],
+    queue: &SyncSender<Piece>,
+    pieces: &Receiver<Piece>,
+    sender: &mut channel::Sender,
+    go_on: &impl Fn() -> bool,
+) -> Result<(), String> {
+    for (dev, disk) in disks {
+        disk.handle.begin_copy(Box::new(DiskSink { dev: *dev, queue: queue.clone() }));
+    }
+    loop {
+        if !go_on() {
+            return Err("it is not wanted any more".to_owned());
+        }
+        while let Ok(piece) = pieces.recv_timeout(Duration::from_millis(2)) {
+            bulk::send_piece(sender, &piece)?;
+        }
+        let mut waiting = false;
+        for (dev, disk) in disks {
+            let progress = disk.handle.status().copy;
+            match progress.as_ref().map(|p| p.phase) {
+                Some(CopyPhase::Converged) => {}
+                Some(CopyPhase::Failed) => {
+                    let why = progress.and_then(|p| p.error).unwrap_or_default();
+                    return Err(format!("disk {dev} cannot be copied: {why}"));
+                }
+                None | Some(CopyPhase::Passes | CopyPhase::Frozen | CopyPhase::Done) => waiting = true,
+            }
+        }
+        if !waiting {
+            return Ok(());
+        }
+    }
+}

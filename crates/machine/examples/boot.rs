@@ -1,0 +1,58 @@
+//! Boots a kernel on the bare machine, console to standard output, as fast as guest time allows: for the developer.
+use std::io::Write as _;
+use std::sync::atomic::AtomicBool;
+
+use machine::config::{BootImages, MachineConfig};
+use machine::io::{Input, OutputKind};
+use machine::{Exit, Machine};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let read = |p: &String| std::fs::read(p).expect("readable file").into();
+    let harts = args.get(4).map_or(1, |n| n.parse().expect("number of harts"));
+    let bios = args.get(5).map(read);
+    let config = MachineConfig {
+        harts,
+        ram_size: 512 << 20,
+        nets: vec![],
+        disks: vec![],
+        consoles: 0,
+        rngs: 0,
+        rtc_base_ns: 0,
+        rng_seed: vec![7; 64],
+    };
+    let images = BootImages {
+        bios,
+        kernel: Some(read(&args[1])),
+        initrd: args.get(2).filter(|s| !s.is_empty()).map(read),
+        append: args.get(3).cloned().unwrap_or_else(|| "earlycon=sbi console=ttyS0".into()),
+    };
+    let mut m = Machine::new(config, images).expect("bootable");
+    let stop = AtomicBool::new(false);
+    let start = std::time::Instant::now();
+    let limit = 60_000_000_000;
+    loop {
+        let exit = m.run((m.icount() + 1_000_000).min(limit), &stop);
+        for o in m.take_outputs() {
+            if let OutputKind::Console { bytes, .. } = o.kind {
+                std::io::stdout().write_all(&bytes).expect("stdout");
+            }
+        }
+        std::io::stdout().flush().expect("stdout");
+        match exit {
+            Exit::Halted => break,
+            Exit::Idle => match m.next_timer() {
+                Some(t) => m.apply(&Input::Clock { mtime: t, rate: 1 << 11 }).expect("clock"),
+                None => break,
+            },
+            Exit::Reached if m.icount() >= limit => break,
+            Exit::Reached | Exit::Output | Exit::Stopped => {}
+        }
+    }
+    let s = start.elapsed().as_secs_f64();
+    let digest = m.digest();
+    eprintln!("{:?}: {} steps in {s:.2} s, {:.0} MIPS, digest {:#x}", m.halted(), m.icount(), m.icount() as f64 / s / 1e6, digest);
+    for h in m.harts() {
+        eprintln!("hart {} pc {:#x} {:?} cause {:#x} tval {:#x} epc {:#x}", h.id, h.pc, h.mode, h.csr.scause, h.csr.stval, h.csr.sepc);
+    }
+}

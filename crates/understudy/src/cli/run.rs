@@ -1,0 +1,163 @@
+//! `understudy run`: one unprotected VM in this terminal.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use host::arbiter::memory::MemoryArbiter;
+use host::channel::Secret;
+use host::config::{ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size};
+use host::console::Viewed;
+use host::vm::{Definition, Env, StartOutcome, Vm};
+use machine::io::HaltReason;
+
+use super::terminal::{Keyboard, Typed, show};
+use super::{failure, say, usage};
+
+/// Options of `run`, named as QEMU's.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Memory.
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    memory: u64,
+    /// Harts (virtual CPUs).
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    smp: u8,
+    /// Linux kernel image or ELF executable.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    append: String,
+    /// Firmware for M-mode; without it the machine provides the SBI itself.
+    #[arg(long, value_name = "FILE")]
+    bios: Option<PathBuf>,
+    /// A disk; may be given several times.
+    #[arg(long, value_name = "path=FILE[,readonly]", value_parser = parse_disk)]
+    disk: Vec<DiskSection>,
+    /// A network device; may be given several times.
+    #[arg(long, value_name = "bridge=NAME|tap=NAME[,mac=MAC]", value_parser = parse_net)]
+    net: Vec<NetSection>,
+    /// Virtio consoles, beside the UART.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    consoles: u8,
+    /// Name of the VM: its MAC addresses are made from it.
+    #[arg(long, default_value = "vm")]
+    name: String,
+}
+
+fn pairs(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    text.split(',').map(|part| match part.split_once('=') {
+        Some((key, value)) => (key, Some(value)),
+        None => (part, None),
+    })
+}
+
+fn parse_disk(text: &str) -> Result<DiskSection, String> {
+    let mut disk = DiskSection { path: PathBuf::new(), mode: DiskMode::Mirrored, readonly: false };
+    for pair in pairs(text) {
+        match pair {
+            ("path", Some(path)) => disk.path = path.into(),
+            ("readonly", None | Some("on")) => disk.readonly = true,
+            ("readonly", Some("off")) | ("format", Some("raw")) => {}
+            (key, _) => return Err(format!("unknown part {key:?}: a disk is path=FILE[,readonly]")),
+        }
+    }
+    if disk.path.as_os_str().is_empty() {
+        return Err("a disk needs path=FILE".to_owned());
+    }
+    Ok(disk)
+}
+
+fn parse_net(text: &str) -> Result<NetSection, String> {
+    let mut net = NetSection { bridge: None, tap: None, mac: None };
+    for pair in pairs(text) {
+        match pair {
+            ("bridge", Some(name)) => net.bridge = Some(name.to_owned()),
+            ("tap", Some(name)) => net.tap = Some(name.to_owned()),
+            ("mac", Some(mac)) => net.mac = Some(mac.to_owned()),
+            (key, _) => {
+                return Err(format!("unknown part {key:?}: a network device is bridge=NAME or tap=NAME, and mac=MAC"));
+            }
+        }
+    }
+    Ok(net)
+}
+
+fn definition(args: RunArgs) -> anyhow::Result<Definition> {
+    let config = VmConfig {
+        name: args.name,
+        memory: args.memory,
+        harts: args.smp,
+        kernel: args.kernel,
+        initrd: args.initrd,
+        bios: args.bios,
+        append: args.append,
+        consoles: args.consoles,
+        rngs: 1,
+        disks: args.disk,
+        nets: args.net,
+        protection: ProtectionSection { enabled: false, ..ProtectionSection::default() },
+    };
+    config.check().map_err(usage)?;
+    Ok(Definition { text: String::new(), file: PathBuf::new(), config })
+}
+
+/// Runs the VM until it powers off or is stopped; the exit status is the guest's.
+pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let definition = definition(args)?;
+    let env = Arc::new(Env {
+        host: "localhost".to_owned(),
+        secret: Secret::new(&[0; 16])?,
+        peers: BTreeMap::new(),
+        arbiter: ArbiterSection::Dir(PathBuf::new()),
+        state_dir: PathBuf::from("."),
+        detection_ms: 1000,
+    });
+    let name = definition.config.name.clone();
+    let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default())).map_err(anyhow::Error::msg)?;
+    let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    let view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    match vm.start(definition) {
+        StartOutcome::Running => {}
+        StartOutcome::Failed { reason } => return Err(failure(1, reason)),
+        StartOutcome::Refused { .. } => return Err(failure(5, "the VM was refused")),
+    }
+    let keyboard = Keyboard::open()?;
+    let code = serve(&vm, &view, &keyboard);
+    drop(keyboard);
+    code
+}
+
+fn serve(vm: &Vm, view: &host::console::ConsoleView, keyboard: &Keyboard) -> anyhow::Result<ExitCode> {
+    loop {
+        while let Ok(typed) = keyboard.typed.try_recv() {
+            match typed {
+                Typed::Bytes(bytes) => vm.type_at(0, &bytes),
+                Typed::Stop => vm.power_off(),
+                Typed::Detach => say("\r\na VM in the terminal cannot be left alone: Ctrl-a x stops it\r"),
+                Typed::End => {}
+            }
+        }
+        let halted = vm.halted();
+        match view.next(Duration::from_millis(if halted.is_some() { 0 } else { 5 })) {
+            Viewed::Bytes(bytes) => {
+                show(&bytes);
+                continue;
+            }
+            Viewed::TimedOut | Viewed::Ended => {}
+        }
+        match halted {
+            None => {}
+            Some(HaltReason::PowerOff { code }) => return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+            Some(HaltReason::Operator) => return Ok(ExitCode::SUCCESS),
+            Some(HaltReason::GuestFault { reason }) => return Err(failure(1, reason)),
+        }
+    }
+}
