@@ -148,7 +148,8 @@ pub struct Csrs {
     pub minstret_offset: u64,
 }
 
-/// An LR's reservation. SC succeeds when the address is the same and memory still holds the value that LR read.
+/// An LR's reservation. SC succeeds when the address is the same and memory still holds the value that LR read. Traps
+/// and returns from them end it, so that none outlives the context that made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// Guest physical address.
@@ -261,6 +262,7 @@ impl Hart {
     }
 
     fn enter_handler(&mut self, to_supervisor: bool, cause: u64, tval: u64) {
+        self.reservation = None;
         let c = &mut self.csr;
         let vector = |tvec: u64| {
             let offset = if tvec & 1 != 0 && cause & cause::INTERRUPT != 0 { (cause & 0x3f) * 4 } else { 0 };
@@ -290,6 +292,7 @@ impl Hart {
 
     /// MRET. The caller has checked the mode.
     pub fn mret(&mut self) {
+        self.reservation = None;
         let c = &mut self.csr;
         let to = Mode::from_bits(c.mstatus >> mstatus::MPP_SHIFT);
         let mie = if c.mstatus & mstatus::MPIE != 0 { mstatus::MIE } else { 0 };
@@ -303,6 +306,7 @@ impl Hart {
 
     /// SRET. The caller has checked the mode.
     pub fn sret(&mut self) {
+        self.reservation = None;
         let c = &mut self.csr;
         let to = if c.mstatus & mstatus::SPP != 0 { Mode::Supervisor } else { Mode::User };
         let sie = if c.mstatus & mstatus::SPIE != 0 { mstatus::SIE } else { 0 };

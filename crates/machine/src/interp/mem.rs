@@ -1,7 +1,7 @@
 //! Loads and stores: the software TLB and the slow paths behind it.
 
 use crate::hart::pmp::Access;
-use crate::hart::{Hart, Mode, Trap, cause, mstatus};
+use crate::hart::{Hart, Mode, Trap, mstatus};
 use crate::mmu::{self, Context};
 use crate::ram::{GuestRam, PAGE_SHIFT, RAM_BASE};
 
@@ -202,8 +202,9 @@ impl Core<'_, '_> {
         if self.bus.ram.read(gpa, &mut bytes[..len as usize]).is_ok() {
             return Ok((u64::from_le_bytes(bytes), false));
         }
+        // Only RAM does misaligned accesses; elsewhere there is nothing to emulate them with.
         if gpa & (len - 1) != 0 {
-            return Err(Trap { cause: cause::LOAD_MISALIGNED, tval: va });
+            return Err(mmu::access_fault(Access::Read, va));
         }
         let steps = self.steps - 1;
         let (board, mut ctx) = self.bus.device_ctx(steps);
@@ -236,7 +237,7 @@ impl Core<'_, '_> {
             return Ok(self.after_store());
         }
         if gpa & (len - 1) != 0 {
-            return Err(Trap { cause: cause::STORE_MISALIGNED, tval: va });
+            return Err(mmu::access_fault(Access::Write, va));
         }
         let steps = self.steps - 1;
         let (board, mut ctx) = self.bus.device_ctx(steps);
