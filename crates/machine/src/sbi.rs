@@ -57,6 +57,7 @@ pub(crate) fn prepare_hart(hart: &mut Hart) {
     hart.csr.medeleg = 0xb1ff;
     hart.csr.mideleg = irq::S_ALL;
     hart.csr.mcounteren = 7;
+    hart.csr.scounteren = 7;
     hart.csr.menvcfg = crate::hart::csr::MENVCFG_STCE;
     hart.pmp = crate::hart::pmp::Pmp::allow_all();
     hart.mode = Mode::Supervisor;

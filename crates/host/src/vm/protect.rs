@@ -12,7 +12,7 @@ use super::Env;
 use super::bulk::{self, DiskSink, Piece, QUEUE_PIECES, RamSender};
 use super::shared::{ProtectJob, Shared};
 use super::vcpu::{Disks, Mail};
-use crate::channel::{self, Link};
+use crate::channel::{self, Link, Received};
 use crate::disk::copy::CopyPhase;
 use crate::one_line::one_line;
 
@@ -93,12 +93,26 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
     let result = copy_disks(&disks, &queue, &pieces, &mut bulk.sender, &go_on).and_then(|()| {
         let sender = Box::new(RamSender::new(queue));
         shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
-        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), go_on)
+        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), &go_on)?;
+        wait_until_taken(&mut bulk.receiver, &go_on)
     });
     if result.is_err() {
         shared.link_closed(link);
     }
     result
+}
+
+/// Waits until the new secondary has everything, which it says by closing the connection: closed from here, it would lose
+/// what is still on its way.
+fn wait_until_taken(receiver: &mut channel::Receiver, go_on: &impl Fn() -> bool) -> Result<(), String> {
+    while go_on() {
+        match receiver.recv(Some(Duration::from_millis(100))) {
+            Ok(Received::Closed { .. }) => return Ok(()),
+            Ok(Received::Frame(_) | Received::TimedOut) => {}
+            Err(e) => return Err(one_line(&e)),
+        }
+    }
+    Err("it is not wanted any more".to_owned())
 }
 
 /// Copies the disks while the guest writes, until little is left that changes.

@@ -28,7 +28,7 @@ use super::bulk::Loaded;
 use super::definition::Definition;
 use super::mailbox::Mailbox;
 use super::ports::{CONSOLES, Ports};
-use super::vcpu::Mail;
+use super::vcpu::{Mail, tracing};
 use crate::channel;
 use crate::console::ConsoleHub;
 
@@ -333,10 +333,12 @@ impl Shared {
             Command::Release { up_to_icount } => self.release(inner, up_to_icount),
             Command::Throttle { permille } => self.mailbox.set_throttle(permille),
             Command::PauseVcpu => {
+                tracing(self, "the guest waits for its secondary");
                 self.mailbox.set_paused(true);
                 self.mailbox.post(Mail::Wake);
             }
             Command::ResumeVcpu => {
+                tracing(self, "the guest goes on");
                 self.mailbox.set_paused(false);
                 self.mailbox.post(Mail::Wake);
             }
