@@ -1,4 +1,6 @@
 //! Boots a kernel on the bare machine, console to standard output, as fast as guest time allows: for the developer.
+#![expect(clippy::disallowed_types, reason = "a person wants to know how long it took")]
+
 use std::io::Write as _;
 use std::sync::atomic::AtomicBool;
 
