@@ -49,6 +49,10 @@ pub struct Config {
     pub nonce_seed: u64,
     /// Silence after which the other side is taken for lost.
     pub detection_us: u64,
+    /// The same while a secondary is being made, unless the detection time is longer: nothing depends on it yet.
+    pub starting_detection_us: u64,
+    /// A new secondary whose lag has not become less for this long needs a slower primary.
+    pub catch_up_stall_us: u64,
     /// Between two heartbeats.
     pub heartbeat_us: u64,
     /// After which an unanswered question to the arbiter is asked again.
@@ -87,6 +91,8 @@ impl Config {
             host,
             nonce_seed,
             detection_us: 100_000,
+            starting_detection_us: 3_000_000,
+            catch_up_stall_us: 500_000,
             heartbeat_us: 20_000,
             arbiter_timeout_us: 1_000_000,
             arbiter_backoff_us: 20_000,

@@ -72,7 +72,13 @@ impl Following {
     }
 
     pub(crate) fn on_time(mut self: Box<Self>, cx: &mut Cx<'_>) -> State {
-        if cx.now.micros_since(self.last_heard) > cx.core.cfg.detection_us {
+        let cfg = &cx.core.cfg;
+        let patience_us = match self.named {
+            Some(_) => cfg.detection_us,
+            // Nothing depends on it yet, and much work would be lost.
+            None => cfg.detection_us.max(cfg.starting_detection_us),
+        };
+        if cx.now.micros_since(self.last_heard) > patience_us {
             return self.lose_primary(cx);
         }
         if cx.now >= self.next_ack {

@@ -43,6 +43,8 @@ pub(crate) struct Live {
     is_paused: bool,
     throttle_permille: u32,
     next_throttle: MonoTime,
+    /// Lowest lag of late, and when it was last lowered.
+    lowest_lag: (u64, MonoTime),
     protection: Protection,
 }
 
@@ -57,6 +59,7 @@ impl Live {
             is_paused: false,
             throttle_permille: 0,
             next_throttle: cx.now,
+            lowest_lag: (0, cx.now),
             protection: Protection::Alone { reason: None, retry_at: cx.now },
         }
     }
@@ -281,6 +284,7 @@ impl Live {
                 if *attempt == started =>
             {
                 self.lag = LagMeter::default();
+                self.lowest_lag = (u64::MAX, cx.now);
                 *peer = Some(Peer::new(cx.now, host.clone(), link, started, start));
                 let hello = Message::Hello {
                     version: PROTOCOL_VERSION,
@@ -513,7 +517,13 @@ impl Live {
     // --- Time --------------------------------------------------------------------------------------------------
 
     pub(crate) fn on_time(mut self: Box<Self>, cx: &mut Cx<'_>) -> State {
-        if self.protection.peer().is_some_and(|peer| peer.is_silent(cx)) {
+        // One that is only being made costs much work to lose and nothing to wait for.
+        let cfg = &cx.core.cfg;
+        let patience_us = match &self.protection {
+            Protection::Starting { .. } => cfg.detection_us.max(cfg.starting_detection_us),
+            _ => cfg.detection_us,
+        };
+        if self.protection.peer().is_some_and(|peer| peer.is_silent(cx.now, patience_us)) {
             self.lose_peer(cx, LossReason::Silent);
         }
         let released = self.released;
@@ -573,14 +583,17 @@ impl Live {
         if matches!(self.protection, Protection::Switching { .. } | Protection::Stopping { .. }) {
             return;
         }
+        let is_starting = matches!(self.protection, Protection::Starting { .. });
         let cfg = &cx.core.cfg;
         let lag_us = match self.protection.peer() {
             Some(peer) if peer.is_loaded => self.lag.lag_us(cx.now),
             Some(_) | None => 0,
         };
         let held = self.held.len();
-        let must_wait = held >= cfg.held_max || lag_us > cfg.lag_hard_us;
-        let may_go = held <= cfg.held_max / 2 && lag_us <= cfg.lag_hard_us / 2;
+        // The lag of one that is being made starts high and is no reason to make the guest wait.
+        let hard_lag_us = if is_starting { 0 } else { lag_us };
+        let must_wait = held >= cfg.held_max || hard_lag_us > cfg.lag_hard_us;
+        let may_go = held <= cfg.held_max / 2 && hard_lag_us <= cfg.lag_hard_us / 2;
         if must_wait && !self.is_paused {
             self.is_paused = true;
             cx.out.push(Command::PauseVcpu);
@@ -588,12 +601,16 @@ impl Live {
             self.is_paused = false;
             cx.out.push(Command::ResumeVcpu);
         }
+        if lag_us < self.lowest_lag.0 || lag_us <= cfg.lag_soft_us {
+            self.lowest_lag = (lag_us, cx.now);
+        }
+        let gains = is_starting && cx.now.micros_since(self.lowest_lag.1) < cfg.catch_up_stall_us;
         if cx.now < self.next_throttle {
             return;
         }
         self.next_throttle = cx.now.after(cfg.heartbeat_us);
         let before = self.throttle_permille;
-        if lag_us > cfg.lag_soft_us {
+        if lag_us > cfg.lag_soft_us && !gains {
             self.throttle_permille = (before + THROTTLE_STEP_PERMILLE).min(THROTTLE_MAX_PERMILLE);
         } else if lag_us <= cfg.lag_soft_us / 2 {
             self.throttle_permille = before.saturating_sub(THROTTLE_STEP_PERMILLE);

@@ -95,8 +95,9 @@ impl Peer {
         now <= self.fresh_until
     }
 
-    pub(crate) fn is_silent(&self, cx: &Cx<'_>) -> bool {
-        cx.now.micros_since(self.last_heard) > cx.core.cfg.detection_us
+    /// Whether nothing came for longer than `patience_us`.
+    pub(crate) fn is_silent(&self, now: MonoTime, patience_us: u64) -> bool {
+        now.micros_since(self.last_heard) > patience_us
     }
 
     pub(crate) fn tick(&mut self, cx: &mut Cx<'_>, released: u64) {

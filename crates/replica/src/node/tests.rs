@@ -229,6 +229,29 @@ fn too_much_held_output_stops_the_vcpus() {
 }
 
 #[test]
+fn secondary_that_is_being_made_is_given_time_and_never_stops_the_vcpus() {
+    let mut a = Bench::alone();
+    a.log(1, 10, false);
+    a.feed(Event::ProtectStarted { attempt: 1, link: LINK, at: pos(1, 10) });
+    let mut pauses = 0;
+    for lsn in 2..150 {
+        let out = a.after(20_000).log(lsn, lsn * 10, true);
+        pauses += out.iter().filter(|c| matches!(c, Command::PauseVcpu)).count();
+        assert!(!out.iter().any(|c| matches!(c, Command::DropLink { .. })), "{lsn}: {out:?}");
+    }
+    a.message(Message::Loaded);
+    let mut throttled = 0;
+    for lsn in 150..250 {
+        let out = a.after(20_000).log(lsn, lsn * 10, true);
+        pauses += out.iter().filter(|c| matches!(c, Command::PauseVcpu)).count();
+        throttled += out.iter().filter(|c| matches!(c, Command::Throttle { .. })).count();
+        a.message(Message::Ack { received: pos(lsn, lsn * 10), replayed: pos(1, 10), echo: 0 });
+    }
+    assert_eq!(pauses, 0);
+    assert!(throttled > 10, "a secondary that does not gain needs a slower primary");
+}
+
+#[test]
 fn secondary_acknowledges_on_receipt() {
     let mut b = Bench::following();
     let out = b.receive(2, 20, 10);
