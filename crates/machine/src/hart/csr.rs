@@ -148,8 +148,8 @@ impl Hart {
             0x342 => c.mcause,
             0x343 => c.mtval,
             0x344 => self.mip(),
-            0x3a0..=0x3af if csr & 1 == 0 => self.pmp.read_cfg(usize::from(csr - 0x3a0)),
-            0x3b0..=0x3ef => self.pmp.read_addr(usize::from(csr - 0x3b0)),
+            0x3a0 | 0x3a2 => self.pmp.read_cfg(usize::from(csr - 0x3a0)),
+            0x3b0..=0x3bf => self.pmp.read_addr(usize::from(csr - 0x3b0)),
             0xb00 => env.steps.wrapping_add(c.mcycle_offset),
             0xb02 => env.steps.wrapping_add(c.minstret_offset),
             0xb03..=0xb1f => 0,         // mhpmcounter
@@ -229,11 +229,11 @@ impl Hart {
                 c.mip_soft = c.mip_soft & !mask | value & mask;
                 return Ok(CsrEffect::Status);
             }
-            0x3a0..=0x3af if csr & 1 == 0 => {
+            0x3a0 | 0x3a2 => {
                 self.pmp.write_cfg(usize::from(csr - 0x3a0), value);
                 return Ok(CsrEffect::Translation);
             }
-            0x3b0..=0x3ef => {
+            0x3b0..=0x3bf => {
                 self.pmp.write_addr(usize::from(csr - 0x3b0), value);
                 return Ok(CsrEffect::Translation);
             }
@@ -258,12 +258,12 @@ impl Hart {
 
     fn write_satp(&mut self, value: u64) -> CsrEffect {
         if matches!(value >> 60, 0 | 8 | 9) {
-            self.csr.satp = if value >> 60 == 0 { 0 } else { value };
+            self.csr.satp = value;
         }
         CsrEffect::Translation
     }
 }
 
 fn tvec(old: u64, value: u64) -> u64 {
-    if value & 3 <= 1 { value } else { value & !3 | old & 3 }
+    if value & 3 <= 1 { value } else { old }
 }

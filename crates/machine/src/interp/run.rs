@@ -133,17 +133,19 @@ impl Core<'_, '_> {
             }};
         }
         macro_rules! trap {
-            ($trap:expr) => {{
-                let trap = $trap;
-                self.hart.pc = here!();
-                self.steps = steps;
-                self.trap(trap);
-                return Leave::Refetch;
-            }};
+            ($trap:expr) => {
+                return self.trap_at(page_va, idx, steps, $trap)
+            };
+        }
+        // Out of line, so that the address is not computed for every instruction.
+        macro_rules! leave_here {
+            ($leave:expr) => {
+                return self.leave_at(page_va, idx, steps, $leave)
+            };
         }
         loop {
             if steps >= budget {
-                leave!(here!(), Leave::End(RunEnd::Budget));
+                leave_here!(Leave::End(RunEnd::Budget));
             }
             steps += 1;
             let mut at = idx;
@@ -205,7 +207,7 @@ impl Core<'_, '_> {
                         self.set_x(insn.rd, $e);
                         if device {
                             idx += insn.len();
-                            leave!(here!(), Leave::End(RunEnd::Attention));
+                            leave_here!(Leave::End(RunEnd::Attention));
                         }
                         next!()
                     }};
@@ -220,11 +222,11 @@ impl Core<'_, '_> {
                                 Ok(Stored::Plain) => {}
                                 Ok(Stored::Refetch) => {
                                     idx += insn.len();
-                                    leave!(here!(), Leave::Refetch)
+                                    leave_here!(Leave::Refetch)
                                 }
                                 Ok(Stored::Device) => {
                                     idx += insn.len();
-                                    leave!(here!(), Leave::End(RunEnd::Attention))
+                                    leave_here!(Leave::End(RunEnd::Attention))
                                 }
                                 Err(t) => trap!(t),
                             }
@@ -337,17 +339,11 @@ impl Core<'_, '_> {
                     }
                     Op::Illegal if insn.imm != 0 => match insn.imm {
                         marker::UNDECODED => {
-                            let owner = self.code.owner(slot);
-                            let (decoded, tracked) = code::decode_at(self.bus.ram, owner, idx);
-                            if tracked {
-                                self.writes_tracked_to(owner);
-                            }
-                            page[idx] = decoded;
+                            page[idx] = self.decode(slot, idx);
                             continue 'dispatch;
                         }
                         marker::STRADDLE => {
-                            self.steps = steps;
-                            match self.fetch_straddling(here!()) {
+                            match self.fetch_straddling(page_va, idx) {
                                 Ok(decoded) => page[STRADDLE_SLOT] = decoded,
                                 Err(t) => trap!(t),
                             }
@@ -356,32 +352,83 @@ impl Core<'_, '_> {
                         }
                         _ => {
                             steps -= 1;
-                            leave!(here!(), Leave::Refetch)
+                            leave_here!(Leave::Refetch)
                         }
                     },
                     _ => {}
                 }
                 // Everything rarer.
-                self.steps = steps;
-                self.hart.pc = here!();
-                let after = here!().wrapping_add((insn.len() as u64) << 1);
-                match self.execute_rare(insn.unpack()) {
-                    Ok(Next::Plain) => next!(),
-                    Ok(Next::Refetch) => leave!(after, Leave::Refetch),
-                    Ok(Next::Attention) => leave!(after, Leave::End(RunEnd::Attention)),
-                    Ok(Next::SbiCall) => leave!(after, Leave::End(RunEnd::SbiCall)),
-                    Ok(Next::Yield) => leave!(after, Leave::End(RunEnd::Yield)),
-                    Ok(Next::Jumped) => return Leave::Refetch,
-                    Ok(Next::JumpedAttention) => return Leave::End(RunEnd::Attention),
+                let len = insn.len();
+                match self.execute_at(page_va, idx, steps, insn.unpack()) {
+                    Ok(Next::Plain) => {
+                        idx += len;
+                        break 'dispatch;
+                    }
+                    Ok(next) => return self.leave_after(page_va, idx + len, next),
                     Err(t) => trap!(t),
                 }
             }
         }
     }
 
-    /// The instruction at `pc`, which ends on the next page.
     #[cold]
-    fn fetch_straddling(&mut self, pc: u64) -> Result<Slot, Trap> {
+    #[inline(never)]
+    fn trap_at(&mut self, page_va: u64, idx: usize, steps: u64, trap: Trap) -> Leave {
+        self.hart.pc = page_va.wrapping_add((idx as u64) << 1);
+        self.steps = steps;
+        self.trap(trap);
+        Leave::Refetch
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn leave_at(&mut self, page_va: u64, idx: usize, steps: u64, leave: Leave) -> Leave {
+        self.hart.pc = page_va.wrapping_add((idx as u64) << 1);
+        self.steps = steps;
+        leave
+    }
+
+    #[inline(never)]
+    fn execute_at(&mut self, page_va: u64, idx: usize, steps: u64, insn: Insn) -> Result<Next, Trap> {
+        self.hart.pc = page_va.wrapping_add((idx as u64) << 1);
+        self.steps = steps;
+        self.execute_rare(insn)
+    }
+
+    /// Leaves after an instruction that said so; `idx` is that of the instruction behind it.
+    #[inline(never)]
+    fn leave_after(&mut self, page_va: u64, idx: usize, next: Next) -> Leave {
+        let after = page_va.wrapping_add((idx as u64) << 1);
+        let (jumped, leave) = match next {
+            Next::Plain | Next::Refetch => (false, Leave::Refetch),
+            Next::Attention => (false, Leave::End(RunEnd::Attention)),
+            Next::SbiCall => (false, Leave::End(RunEnd::SbiCall)),
+            Next::Yield => (false, Leave::End(RunEnd::Yield)),
+            Next::Jumped => (true, Leave::Refetch),
+            Next::JumpedAttention => (true, Leave::End(RunEnd::Attention)),
+        };
+        if !jumped {
+            self.hart.pc = after;
+        }
+        leave
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn decode(&mut self, slot: u32, idx: usize) -> Slot {
+        let owner = self.code.owner(slot);
+        let (decoded, tracked) = code::decode_at(self.bus.ram, owner, idx);
+        if tracked {
+            self.writes_tracked_to(owner);
+        }
+        decoded
+    }
+
+    /// The instruction at `idx` of the page, which ends on the next page.
+    #[cold]
+    #[inline(never)]
+    fn fetch_straddling(&mut self, page_va: u64, idx: usize) -> Result<Slot, Trap> {
+        let pc = page_va.wrapping_add((idx as u64) << 1);
         let second = pc.wrapping_add(2);
         let lo = self.translate_fetch(pc)?;
         let hi = self.translate_fetch(second).map_err(|t| Trap { tval: second, ..t })?;
@@ -444,7 +491,8 @@ impl Core<'_, '_> {
             CsrEffect::Translation => {
                 self.tlb.flush();
                 self.tlb.set_context(self.hart);
-                Next::Refetch
+                // A status write that changes MXR may also enable an interrupt.
+                if self.hart.pending_interrupt().is_some() { Next::Attention } else { Next::Refetch }
             }
         })
     }

@@ -114,7 +114,14 @@ impl Case {
 
     pub(crate) fn set_csr(&mut self, name: &str, value: u64) {
         let i = START_CSRS.iter().position(|c| c.0 == name).unwrap();
-        self.csrs[i] = value;
+        // ADUE is what makes QEMU's walker do what ours always does.
+        let mask = crate::exceptions::write_mask(START_CSRS[i].1) | if name == "menvcfg" { ADUE } else { 0 };
+        self.csrs[i] = value & mask;
+    }
+
+    /// Whether `stimecmp` is switched on.
+    pub(crate) fn stce(&self) -> bool {
+        self.csrs[0] & STCE != 0
     }
 
     pub(crate) fn data_gpa(&self) -> u64 {

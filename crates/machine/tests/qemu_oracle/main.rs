@@ -9,7 +9,10 @@
 mod asm;
 mod case;
 mod compare;
+mod exceptions;
+mod paging;
 mod payload;
+mod privileged;
 mod rng;
 mod user;
 
@@ -22,17 +25,22 @@ type Generator = fn(&mut Rng, &mut Image) -> Case;
 const CASES_MAX: usize = 1024;
 
 fn run(name: &str, generator: Generator, cases: usize) {
-    run_seeded(name, generator, cases, 1);
+    run_seeded(name, generator, cases, 1, "");
 }
 
-fn run_seeded(name: &str, generator: Generator, cases: usize, seed: u64) {
+/// QEMU takes interrupts by the architecture's priorities with AIA only.
+fn run_with_aia(name: &str, generator: Generator, cases: usize) {
+    run_seeded(name, generator, cases, 1, ",smaia=on,ssaia=on");
+}
+
+fn run_seeded(name: &str, generator: Generator, cases: usize, seed: u64, extensions: &str) {
     assert!(cases <= CASES_MAX);
     let mut rng = Rng::new(seed);
     let mut image = Image::new();
     let mut all: Vec<Case> = (0..cases).map(|_| generator(&mut rng, &mut image)).collect();
     case::assemble(&mut image, &mut all);
-    let qemu = compare::on_qemu(name, &image.bytes);
     let ours = compare::on_machine(name, &image.bytes);
+    let qemu = compare::on_qemu(name, extensions, &image.bytes);
     compare::compare(name, seed, &all, &qemu, &ours);
 }
 
@@ -59,4 +67,44 @@ fn floating_point_instructions() {
 #[test]
 fn words_that_are_mostly_no_instructions() {
     run("words", user::words, 1000);
+}
+
+#[test]
+fn csr_values() {
+    run("csr-values", privileged::csr_values, 1000);
+}
+
+#[test]
+fn csr_writes_that_raise_interrupts() {
+    run_with_aia("csr-interrupts", privileged::csr_interrupts, 1000);
+}
+
+#[test]
+fn traps_and_returns() {
+    run_with_aia("traps", privileged::traps, 1000);
+}
+
+#[test]
+fn interrupts_by_priority() {
+    run_with_aia("interrupts", privileged::interrupts, 1000);
+}
+
+#[test]
+fn wait_for_interrupt_allowed_or_not() {
+    run("wfi", privileged::wait_for_interrupt, 100);
+}
+
+#[test]
+fn translation_of_accesses_and_fetches() {
+    run("translated", paging::translated, 700);
+}
+
+#[test]
+fn translation_with_mprv() {
+    run("mprv", paging::modified_privilege, 500);
+}
+
+#[test]
+fn code_that_is_written_and_fetched() {
+    run("code", paging::code, 500);
 }

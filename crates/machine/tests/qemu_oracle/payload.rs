@@ -76,7 +76,7 @@ pub(crate) const RECORD_CSRS: [(&str, u32); 14] = [
     ("fcsr", 0x003),
 ];
 /// CSRs of the record at the end, behind the floating-point registers.
-pub(crate) const END_CSRS: [(&str, u32); 8] = [
+pub(crate) const END_CSRS: [(&str, u32); 7] = [
     ("mideleg", 0x303),
     ("medeleg", 0x302),
     ("mcounteren", 0x306),
@@ -84,7 +84,6 @@ pub(crate) const END_CSRS: [(&str, u32); 8] = [
     ("stvec", 0x105),
     ("senvcfg", 0x10a),
     ("stimecmp", 0x14d),
-    ("sip", 0x144),
 ];
 
 const G_LOG: i32 = 0;
