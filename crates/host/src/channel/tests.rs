@@ -1,3 +1,5 @@
+//! Handshakes and frames between two ends of a socket, with damage, strangers and silence.
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

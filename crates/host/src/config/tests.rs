@@ -1,3 +1,5 @@
+//! Each mistake in a configuration gives one line that names the file and the place.
+
 use super::*;
 
 const HOST: &str = r#"

@@ -1,3 +1,5 @@
+//! Order, durability, copying and failing disks, on files in a temporary directory.
+
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::Instant;
