@@ -6,16 +6,15 @@
 //!
 //! # Invariants
 //! - A viewer gets the scrollback and then every byte after it, without gap or repetition, or it is dropped.
-//! - Memory is bounded: the scrollback by [`SCROLLBACK_BYTES`], a viewer by a number of pieces not yet fetched.
+//! - Memory is bounded: the scrollback by [`SCROLLBACK_BYTES`], a viewer by [`UNFETCHED_BYTES_MAX`].
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
@@ -23,22 +22,51 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 pub const SCROLLBACK_BYTES: usize = 64 << 10;
 /// Most viewers of one console.
 pub const VIEWERS_MAX: usize = 16;
-/// Pieces of output that a viewer may leave unfetched before it is dropped.
-const PIECES_MAX: usize = 1024;
-/// Longest piece; with [`PIECES_MAX`] it bounds a viewer's memory.
-const PIECE_BYTES_MAX: usize = 4096;
+/// Output that a viewer may leave unfetched before it is dropped: a guest can print a whole boot log, byte by byte, in
+/// one slice.
+pub const UNFETCHED_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 struct Hub {
     scrollback: VecDeque<u8>,
-    viewers: Vec<Viewer>,
+    viewers: Vec<Arc<Unfetched>>,
 }
 
-#[derive(Debug)]
-struct Viewer {
-    pieces: SyncSender<Arc<[u8]>>,
-    /// Dead once the [`ConsoleView`] is dropped.
-    presence: Weak<()>,
+/// What a viewer has not fetched. Its mutex is taken while the hub's is held, never the other way round.
+#[derive(Debug, Default)]
+struct Unfetched {
+    state: Mutex<UnfetchedState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct UnfetchedState {
+    bytes: Vec<u8>,
+    /// Nothing comes any more.
+    is_ended: bool,
+}
+
+impl Unfetched {
+    fn lock(&self) -> MutexGuard<'_, UnfetchedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False when the viewer is too slow, or gone.
+    fn push(&self, bytes: &[u8]) -> bool {
+        let mut state = self.lock();
+        if state.bytes.len() + bytes.len() > UNFETCHED_BYTES_MAX {
+            state.is_ended = true;
+        } else if !state.is_ended {
+            state.bytes.extend_from_slice(bytes);
+        }
+        self.changed.notify_one();
+        !state.is_ended
+    }
+
+    fn end(&self) {
+        self.lock().is_ended = true;
+        self.changed.notify_one();
+    }
 }
 
 /// The output of one console. Clones share it; its mutex guards scrollback and viewers, and nothing is waited for
@@ -53,8 +81,13 @@ pub struct ConsoleHub {
 pub struct ConsoleView {
     /// What was written before, as far as it is kept.
     pub scrollback: Vec<u8>,
-    pieces: Receiver<Arc<[u8]>>,
-    _presence: Arc<()>,
+    unfetched: Arc<Unfetched>,
+}
+
+impl Drop for ConsoleView {
+    fn drop(&mut self) {
+        self.unfetched.end();
+    }
 }
 
 /// What a viewer found.
@@ -82,13 +115,8 @@ impl ConsoleHub {
     /// Hands output to all viewers; one that did not fetch what came before is dropped.
     pub fn push(&self, bytes: &[u8]) {
         let mut hub = self.lock();
-        for piece in bytes.chunks(PIECE_BYTES_MAX) {
-            hub.scrollback.extend(piece);
-            if !hub.viewers.is_empty() {
-                let piece: Arc<[u8]> = piece.into();
-                hub.viewers.retain(|viewer| viewer.pieces.try_send(Arc::clone(&piece)).is_ok());
-            }
-        }
+        hub.scrollback.extend(bytes);
+        hub.viewers.retain(|viewer| viewer.push(bytes));
         let excess = hub.scrollback.len().saturating_sub(SCROLLBACK_BYTES);
         hub.scrollback.drain(..excess);
     }
@@ -97,20 +125,21 @@ impl ConsoleHub {
     #[must_use]
     pub fn attach(&self) -> Option<ConsoleView> {
         let mut hub = self.lock();
-        hub.viewers.retain(|viewer| viewer.presence.strong_count() > 0);
+        hub.viewers.retain(|viewer| !viewer.lock().is_ended);
         if hub.viewers.len() >= VIEWERS_MAX {
             return None;
         }
-        let (sender, pieces) = sync_channel(PIECES_MAX);
-        let presence = Arc::new(());
-        hub.viewers.push(Viewer { pieces: sender, presence: Arc::downgrade(&presence) });
+        let unfetched = Arc::<Unfetched>::default();
+        hub.viewers.push(Arc::clone(&unfetched));
         let scrollback = hub.scrollback.iter().copied().collect();
-        Some(ConsoleView { scrollback, pieces, _presence: presence })
+        Some(ConsoleView { scrollback, unfetched })
     }
 
     /// Ends all viewers: the VM is gone.
     pub fn close(&self) {
-        self.lock().viewers.clear();
+        for viewer in self.lock().viewers.drain(..) {
+            viewer.end();
+        }
     }
 
     /// Serves a viewer at the other end of a stream until either side ends it: writes scrollback and output there, and
@@ -170,10 +199,21 @@ impl ConsoleView {
     /// Waits for output after the scrollback.
     #[must_use]
     pub fn next(&self, timeout: Duration) -> Viewed {
-        match self.pieces.recv_timeout(timeout) {
-            Ok(bytes) => Viewed::Bytes(bytes),
-            Err(RecvTimeoutError::Timeout) => Viewed::TimedOut,
-            Err(RecvTimeoutError::Disconnected) => Viewed::Ended,
+        let deadline = Instant::now() + timeout;
+        let mut state = self.unfetched.lock();
+        loop {
+            if !state.bytes.is_empty() {
+                return Viewed::Bytes(std::mem::take(&mut state.bytes).into());
+            }
+            if state.is_ended {
+                return Viewed::Ended;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Viewed::TimedOut;
+            }
+            let waited = self.unfetched.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -299,15 +339,15 @@ mod tests {
     fn a_slow_viewer_is_dropped_and_the_others_stay() {
         let hub = ConsoleHub::new();
         let (slow, quick) = (hub.attach().unwrap(), hub.attach().unwrap());
-        for _ in 0..=PIECES_MAX {
+        for _ in 0..=UNFETCHED_BYTES_MAX {
             hub.push(b"x");
             assert!(matches!(quick.next(LIMIT), Viewed::Bytes(_)));
         }
         let mut fetched = 0;
-        while let Viewed::Bytes(_) = slow.next(LIMIT) {
-            fetched += 1;
+        while let Viewed::Bytes(bytes) = slow.next(LIMIT) {
+            fetched += bytes.len();
         }
-        assert_eq!((fetched, slow.next(LIMIT)), (PIECES_MAX, Viewed::Ended));
+        assert_eq!((fetched, slow.next(LIMIT)), (UNFETCHED_BYTES_MAX, Viewed::Ended));
         assert_eq!(hub.lock().viewers.len(), 1);
         let more: Vec<_> = (1..VIEWERS_MAX).map(|_| hub.attach().unwrap()).collect();
         assert!(hub.attach().is_none());
