@@ -27,6 +27,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run one unprotected VM in this terminal.
     Run(cli::run::RunArgs),
+    /// Run a recorded VM again, and compare every digest.
+    Replay(cli::replay::ReplayArgs),
     /// Run the daemon of this host.
     Host {
         /// Its configuration.
@@ -76,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => cli::run::run(args),
+        Command::Replay(args) => cli::replay::run(&args),
         Command::Host { config } => {
             let config = host::config::HostConfig::load(&config).map_err(|e| cli::usage(e.to_string()))?;
             host::daemon::run(config)?;

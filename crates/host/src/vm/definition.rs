@@ -25,6 +25,8 @@ pub struct Definition {
     pub file: PathBuf,
     /// What it says.
     pub config: VmConfig,
+    /// Directory to record a machine into that is started on this host.
+    pub record: Option<PathBuf>,
 }
 
 impl Definition {
@@ -35,7 +37,7 @@ impl Definition {
     pub fn parse(text: String, file: PathBuf) -> Result<Self, String> {
         let base = file.parent().unwrap_or(Path::new("/"));
         let config = VmConfig::parse(&text, &file.display().to_string(), base).map_err(|e| e.to_string())?;
-        Ok(Self { text, file, config })
+        Ok(Self { text, file, config, record: None })
     }
 
     pub(crate) fn digest_interval(&self) -> Duration {

@@ -18,6 +18,8 @@ mod mailbox;
 mod ports;
 mod primary;
 mod protect;
+mod record;
+pub mod replay;
 mod secondary;
 mod shared;
 mod vcpu;

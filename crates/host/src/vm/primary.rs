@@ -21,6 +21,7 @@ use replica::{Event, LinkId};
 use super::bulk::{RamSender, SnapshotHead};
 use super::clock::HostClock;
 use super::definition::Definition;
+use super::record::Recording;
 use super::shared::Shared;
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
 use crate::disk::Completion;
@@ -42,6 +43,7 @@ pub(crate) struct Primary {
     machine: Machine,
     disks: Disks,
     encoder: Encoder,
+    recording: Recording,
     bytes: Vec<u8>,
     /// Outputs that wait for the next hand-over.
     outputs: Vec<Output>,
@@ -69,6 +71,7 @@ impl Primary {
             machine,
             disks,
             encoder,
+            recording: Recording::default(),
             bytes: Vec::new(),
             outputs: Vec::new(),
             clock,
@@ -77,6 +80,11 @@ impl Primary {
             is_stopped: false,
             halt_told: false,
         }
+    }
+
+    /// With a recording of everything from here on.
+    pub(crate) fn recorded(self, recording: Recording) -> Self {
+        Self { recording, ..self }
     }
 
     /// Gives the guest answers to requests that were made before this host went live.
@@ -104,6 +112,7 @@ impl Primary {
             // It names what the guest has reset meanwhile: nothing happened, and nothing is logged.
             return;
         }
+        self.recording.input(icount, input);
         self.record(icount, entry);
     }
 
@@ -211,6 +220,7 @@ impl Primary {
             return;
         }
         self.record(icount, Entry::Mark);
+        self.recording.mark(icount);
         self.last_mark = icount;
         shared.icount.store(icount, Ordering::Relaxed);
         let outputs = std::mem::take(&mut self.outputs);
@@ -266,6 +276,7 @@ impl Primary {
             None => return,
         };
         tracing(shared, &why);
+        self.recording.finish(&mut self.machine);
         {
             let mut inner = shared.lock();
             inner.last_problem = Some(why);
@@ -302,9 +313,11 @@ impl Primary {
         let icount = self.machine.icount();
         let (at, last) = self.last_digest;
         let due = at.elapsed() >= self.digest_interval && icount != last;
-        if due && !self.digest_interval.is_zero() && shared.has_follower.load(Ordering::Relaxed) {
+        let is_wanted = shared.has_follower.load(Ordering::Relaxed) || self.recording.is_on();
+        if due && !self.digest_interval.is_zero() && is_wanted {
             let digest = self.machine.digest();
             self.record(icount, Entry::Digest(digest));
+            self.recording.digest(icount, digest);
             self.last_digest = (Instant::now(), icount);
         }
     }

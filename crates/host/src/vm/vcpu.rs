@@ -24,9 +24,11 @@ use super::Env;
 use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
 use super::primary::Primary;
+use super::record::Recording;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
 use crate::disk::{Completion, DiskHandle};
+use crate::one_line::one_line;
 
 /// What other threads tell the vCPU thread.
 #[derive(Debug)]
@@ -175,7 +177,11 @@ impl Vcpu {
         let (config, images) = definition.machine()?;
         let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
         let disks = definition.open(&self.shared, true)?;
-        Ok(Primary::fresh(machine, disks, definition))
+        let recording = match &definition.record {
+            Some(dir) => Recording::start(dir, &machine).map_err(|e| one_line(&e))?,
+            None => Recording::default(),
+        };
+        Ok(Primary::fresh(machine, disks, definition).recorded(recording))
     }
 
     fn follow(&mut self, loaded: Box<Loaded>) {

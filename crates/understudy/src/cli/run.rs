@@ -10,7 +10,7 @@ use clap::Args;
 use host::arbiter::memory::MemoryArbiter;
 use host::channel::Secret;
 use host::config::{ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size};
-use host::console::Viewed;
+use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::vm::{Definition, Env, StartOutcome, Vm};
 use machine::io::HaltReason;
 
@@ -50,6 +50,12 @@ pub(crate) struct RunArgs {
     /// Name of the VM: its MAC addresses are made from it.
     #[arg(long, default_value = "vm")]
     name: String,
+    /// Record the run into a new directory, for `understudy replay`.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+    /// Time between the digests in a recording; 0: none but the last.
+    #[arg(long, value_name = "MS", default_value_t = 1000, requires = "record")]
+    digest_interval: u32,
 }
 
 fn pairs(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
@@ -103,10 +109,14 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         rngs: 1,
         disks: args.disk,
         nets: args.net,
-        protection: ProtectionSection { enabled: false, ..ProtectionSection::default() },
+        protection: ProtectionSection {
+            enabled: false,
+            digest_interval_ms: args.digest_interval,
+            ..ProtectionSection::default()
+        },
     };
     config.check().map_err(usage)?;
-    Ok(Definition { text: String::new(), file: PathBuf::new(), config })
+    Ok(Definition { text: String::new(), file: PathBuf::new(), config, record: args.record })
 }
 
 /// Runs the VM until it powers off or is stopped; the exit status is the guest's.
@@ -123,19 +133,19 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let name = definition.config.name.clone();
     let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default())).map_err(anyhow::Error::msg)?;
     let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
-    let view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    let mut view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
     match vm.start(definition) {
         StartOutcome::Running => {}
         StartOutcome::Failed { reason } => return Err(failure(1, reason)),
         StartOutcome::Refused { .. } => return Err(failure(5, "the VM was refused")),
     }
     let keyboard = Keyboard::open()?;
-    let code = serve(&vm, &view, &keyboard);
+    let code = serve(&vm, &hub, &mut view, &keyboard);
     drop(keyboard);
     code
 }
 
-fn serve(vm: &Vm, view: &host::console::ConsoleView, keyboard: &Keyboard) -> anyhow::Result<ExitCode> {
+fn serve(vm: &Vm, hub: &ConsoleHub, view: &mut ConsoleView, keyboard: &Keyboard) -> anyhow::Result<ExitCode> {
     loop {
         while let Ok(typed) = keyboard.typed.try_recv() {
             match typed {
@@ -151,7 +161,13 @@ fn serve(vm: &Vm, view: &host::console::ConsoleView, keyboard: &Keyboard) -> any
                 show(&bytes);
                 continue;
             }
-            Viewed::TimedOut | Viewed::Ended => {}
+            Viewed::TimedOut => {}
+            Viewed::Ended => {
+                say("\r\nsome of the console's output was lost: this terminal took it too slowly\r");
+                *view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
+                show(&view.scrollback);
+                continue;
+            }
         }
         match halted {
             None => {}

@@ -1,0 +1,371 @@
+//! Replay of a recording: the machine runs again from its log, and every digest is compared.
+//!
+//! # Place
+//! Called by the command line, on the caller's thread. The directory is only read.
+//!
+//! # Invariants
+//! - INV-REPLAY-1: nothing but the directory enters the machine.
+//! - INV-REPLAY-2: [`ReplayEnd::Whole`] is the answer only if the log was read to its clean end and every digest in it
+//!   was the machine's.
+//!
+//! # Failure
+//! A log that is cut off or damaged is replayed up to there. A machine that differs is not run on.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use eventlog::{DecodeError, Decoder, Entry, Record, SegmentEnd, SegmentError, SegmentReader};
+use machine::Machine;
+use machine::config::BootImages;
+use machine::io::OutputKind;
+use machine::machine::{Exit, MODEL_VERSION, NewMachineError};
+use sha2::{Digest as _, Sha256};
+
+use super::record::{HASH_BYTES, IMAGE_FILES, LOG_FILE, MACHINE_FILE, Start, StartError};
+
+const READ_BYTES: usize = 256 << 10;
+/// Largest `machine` file that is read.
+const MACHINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a recording cannot be replayed at all.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenRecordingError {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file that describes the machine is no good.
+    #[error("{}: {reason}", path.display())]
+    Start {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It was made by another machine model.
+    #[error("{} is of machine model {found}, this build has model {MODEL_VERSION}", path.display())]
+    Model {
+        /// The recording.
+        path: PathBuf,
+        /// Its model.
+        found: u32,
+    },
+    /// A boot image is not the one that was recorded.
+    #[error("{} is not what the recorded machine booted", .0.display())]
+    Image(PathBuf),
+    /// The machine cannot be made.
+    #[error("{}: the recorded machine cannot be made", path.display())]
+    Machine {
+        /// The recording.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: NewMachineError,
+    },
+}
+
+/// How to replay. No choice here may make a difference to the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplayOptions {
+    /// Most steps that the machine runs without a look at its outputs; at least 1.
+    pub slice: u64,
+    /// Every cache of the machine is dropped after so many steps; `None`: never.
+    pub drop_caches_every: Option<u64>,
+}
+
+/// What a replay came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// Steps that the machine made.
+    pub icount: u64,
+    /// Records of the log that were replayed.
+    pub records: u64,
+    /// Digests that were the machine's.
+    pub digests: u64,
+    /// How it ended.
+    pub end: ReplayEnd,
+}
+
+/// How a replay ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplayEnd {
+    /// At the end of the recording.
+    Whole,
+    /// The log is cut off: its writer did not finish it.
+    Truncated {
+        /// The log.
+        path: PathBuf,
+        /// Everything before this byte is good.
+        offset: u64,
+    },
+    /// The log is damaged.
+    Corrupt {
+        /// The log.
+        path: PathBuf,
+        /// One line, with the offset up to which it is good.
+        reason: String,
+    },
+    /// The machine is not the recorded one any more.
+    Diverged {
+        /// Where that was seen.
+        icount: u64,
+        /// One line.
+        reason: String,
+    },
+}
+
+impl std::fmt::Display for ReplayEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Whole => f.write_str("the recording is whole"),
+            Self::Truncated { path, offset } => {
+                write!(f, "{}: the log is truncated at byte {offset}", path.display())
+            }
+            Self::Corrupt { path, reason } => write!(f, "{}: {reason}", path.display()),
+            Self::Diverged { icount, reason } => {
+                write!(f, "the replay diverged at step {icount}: {reason}")
+            }
+        }
+    }
+}
+
+/// Replays the recording in `dir`; `console` gets what the guest writes to its UART.
+///
+/// # Errors
+/// [`OpenRecordingError`], when there is nothing to replay.
+pub fn replay(
+    dir: &Path,
+    options: ReplayOptions,
+    console: impl FnMut(&[u8]),
+) -> Result<Replayed, OpenRecordingError> {
+    let (machine, identity) = open_machine(dir)?;
+    let path = dir.join(LOG_FILE);
+    let file = File::open(&path)
+        .map_err(|source| OpenRecordingError::Io { path: path.clone(), source })?;
+    let log = LogFile { path, file, segment: SegmentReader::new(), decoder: None, identity };
+    let next_drop = options.drop_caches_every;
+    let mut replayer = Replayer { machine, options, console, next_drop, digests: 0 };
+    let (end, records) = replayer.run(log);
+    Ok(Replayed { icount: replayer.machine.icount(), records, digests: replayer.digests, end })
+}
+
+fn open_machine(dir: &Path) -> Result<(Machine, [u8; HASH_BYTES]), OpenRecordingError> {
+    let path = dir.join(MACHINE_FILE);
+    let mut bytes = Vec::new();
+    let read =
+        File::open(&path).and_then(|file| file.take(MACHINE_BYTES_MAX).read_to_end(&mut bytes));
+    read.map_err(|source| OpenRecordingError::Io { path: path.clone(), source })?;
+    let refuse =
+        |e: StartError| OpenRecordingError::Start { path: path.clone(), reason: e.to_string() };
+    let (start, identity) = Start::from_bytes(&bytes).map_err(refuse)?;
+    if start.model != MODEL_VERSION {
+        return Err(OpenRecordingError::Model { path: dir.to_owned(), found: start.model });
+    }
+    let mut images: [Option<Arc<[u8]>>; 3] = [None, None, None];
+    for ((slot, name), hash) in images.iter_mut().zip(IMAGE_FILES).zip(&start.images) {
+        let Some(hash) = hash else { continue };
+        let path = dir.join(name);
+        let bytes = fs::read(&path)
+            .map_err(|source| OpenRecordingError::Io { path: path.clone(), source })?;
+        if Sha256::digest(&bytes)[..] != hash[..] {
+            return Err(OpenRecordingError::Image(path));
+        }
+        *slot = Some(bytes.into());
+    }
+    let [bios, kernel, initrd] = images;
+    let machine =
+        Machine::new(start.config, BootImages { bios, kernel, initrd, append: start.append })
+            .map_err(|source| OpenRecordingError::Machine { path: dir.to_owned(), source })?;
+    Ok((machine, identity))
+}
+
+/// Reads records from the log until one of the ends that a log has.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    segment: SegmentReader,
+    /// Made when the segment's header has been read.
+    decoder: Option<Decoder>,
+    identity: [u8; HASH_BYTES],
+}
+
+impl LogFile {
+    fn next(&mut self) -> Result<Record, ReplayEnd> {
+        loop {
+            if let Some(decoder) = &mut self.decoder {
+                match decoder.next() {
+                    Ok(Some(record)) => return Ok(record),
+                    Ok(None) => {}
+                    Err(e) => return Err(self.undecodable(&e)),
+                }
+            }
+            match self.segment.next() {
+                Ok(Some(payload)) => self.take(&payload)?,
+                Ok(None) => self.read_more()?,
+                Err(e) => return Err(self.corrupt(&e)),
+            }
+        }
+    }
+
+    fn take(&mut self, payload: &[u8]) -> Result<(), ReplayEnd> {
+        if self.decoder.is_none() {
+            let header = self.segment.header().filter(|header| header.identity == self.identity);
+            let Some(header) = header else {
+                let reason = "the log is of another machine than this recording's".to_owned();
+                return Err(ReplayEnd::Corrupt { path: self.path.clone(), reason });
+            };
+            self.decoder = Some(Decoder::new(header.start, header.clock));
+        }
+        if let Some(decoder) = &mut self.decoder {
+            decoder.push(payload);
+        }
+        Ok(())
+    }
+
+    fn read_more(&mut self) -> Result<(), ReplayEnd> {
+        let mut bytes = vec![0; READ_BYTES];
+        loop {
+            match self.file.read(&mut bytes) {
+                Ok(0) => return Err(self.end()),
+                Ok(len) => {
+                    self.segment.push(&bytes[..len]);
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let reason = format!("the log cannot be read on: {e}");
+                    return Err(ReplayEnd::Corrupt { path: self.path.clone(), reason });
+                }
+            }
+        }
+    }
+
+    fn end(&self) -> ReplayEnd {
+        let path = self.path.clone();
+        match self.segment.finish() {
+            SegmentEnd::Truncated { offset } => ReplayEnd::Truncated { path, offset },
+            SegmentEnd::Clean { end } => {
+                let reached = self.decoder.as_ref().map(Decoder::position).unwrap_or_default();
+                let pending = self.decoder.as_ref().map_or(0, Decoder::bytes_pending);
+                if reached == end && pending == 0 {
+                    return ReplayEnd::Whole;
+                }
+                ReplayEnd::Corrupt {
+                    path,
+                    reason: format!("the log ends at {reached}, not at {end} as it says"),
+                }
+            }
+        }
+    }
+
+    fn corrupt(&self, error: &SegmentError) -> ReplayEnd {
+        ReplayEnd::Corrupt { path: self.path.clone(), reason: error.to_string() }
+    }
+
+    fn undecodable(&self, error: &DecodeError) -> ReplayEnd {
+        let at = match self.segment.finish() {
+            SegmentEnd::Truncated { offset } => format!(" before byte {offset}"),
+            SegmentEnd::Clean { .. } => String::new(),
+        };
+        ReplayEnd::Corrupt {
+            path: self.path.clone(),
+            reason: format!("the log is corrupt{at}: {error}"),
+        }
+    }
+}
+
+struct Replayer<F> {
+    machine: Machine,
+    options: ReplayOptions,
+    console: F,
+    /// Icount at which the caches are dropped next.
+    next_drop: Option<u64>,
+    digests: u64,
+}
+
+impl<F: FnMut(&[u8])> Replayer<F> {
+    fn run(&mut self, mut log: LogFile) -> (ReplayEnd, u64) {
+        let mut records = 0;
+        loop {
+            let done = log.next().and_then(|record| self.replay_record(record));
+            self.collect();
+            match done {
+                Ok(()) => records += 1,
+                Err(end) => return (end, records),
+            }
+        }
+    }
+
+    fn replay_record(&mut self, record: Record) -> Result<(), ReplayEnd> {
+        self.run_to(record.icount)?;
+        match record.entry {
+            Entry::Mark => {}
+            Entry::Digest(recorded) => {
+                let here = self.machine.digest();
+                if here != recorded {
+                    let reason =
+                        format!("digest {here:#018x} here, {recorded:#018x} in the recording");
+                    return Err(self.diverged(reason));
+                }
+                self.digests += 1;
+            }
+            Entry::Input(input) => {
+                if let Err(e) = self.machine.apply(&input) {
+                    return Err(self.diverged(format!("an input cannot be applied: {e}")));
+                }
+            }
+            Entry::BlkReadLocal { dev, id } => {
+                return Err(
+                    self.diverged(format!("the log lacks the data of request {id} of disk {dev}"))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn diverged(&self, reason: String) -> ReplayEnd {
+        ReplayEnd::Diverged { icount: self.machine.icount(), reason }
+    }
+
+    fn run_to(&mut self, until: u64) -> Result<(), ReplayEnd> {
+        let never = AtomicBool::new(false);
+        while self.machine.icount() < until {
+            let here = self.machine.icount();
+            let mut stop_at = until.min(here.saturating_add(self.options.slice.max(1)));
+            if let (Some(at), Some(every)) = (self.next_drop, self.options.drop_caches_every) {
+                if here >= at {
+                    self.machine.drop_caches();
+                    self.next_drop = Some(here.saturating_add(every.max(1)));
+                } else {
+                    stop_at = stop_at.min(at);
+                }
+            }
+            let exit = self.machine.run(stop_at, &never);
+            self.collect();
+            if let Exit::Idle | Exit::Halted = exit
+                && self.machine.icount() < until
+            {
+                return Err(
+                    self.diverged(format!("the machine is {exit:?}, the log runs to step {until}"))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) {
+        for output in self.machine.take_outputs() {
+            if let OutputKind::Console { dev: 0, bytes } = output.kind {
+                (self.console)(&bytes);
+            }
+        }
+    }
+}
