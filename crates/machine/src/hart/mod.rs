@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - INV-HART-1: everything here is architectural or part of the versioned machine model; caches live in the engine.
-//! - INV-HART-2: `x[0]` is 0 between instructions; `x[32..]` is a scratch slot for writes to x0 and means nothing.
+//! - INV-HART-2: `x[0]` is 0; `x[32]` takes writes to x0 and means nothing. The rest is there so that no register number
+//!   needs a bounds check.
 //!
 //! # References
 //! RISC-V Privileged Architecture 1.13, chapters 3 (machine), 12 (supervisor), Sstc 1.0.
@@ -164,7 +165,7 @@ pub struct Hart {
     /// Hart id.
     pub id: u8,
     /// Integer registers; see INV-HART-2.
-    pub x: [u64; 64],
+    pub x: [u64; 256],
     /// Floating-point registers, NaN-boxed.
     pub f: [u64; 32],
     /// Program counter.
@@ -198,7 +199,7 @@ impl Hart {
         };
         Self {
             id,
-            x: [0; 64],
+            x: [0; 256],
             f: [0; 32],
             pc: 0,
             mode: Mode::Machine,

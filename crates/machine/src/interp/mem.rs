@@ -23,11 +23,11 @@ pub(super) struct DataEntry {
     pub(super) add: u64,
 }
 
-/// A cached translation for fetches: the page's slot in the code cache.
+/// A cached translation for fetches: the page's index in the code cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CodeEntry {
     pub(super) tag: u64,
-    pub(super) slot: u32,
+    pub(super) index: u32,
 }
 
 /// One hart's cached translations.
@@ -44,7 +44,7 @@ pub(super) struct Tlb {
 }
 
 const NO_DATA: DataEntry = DataEntry { tag: NO_TAG, add: 0 };
-const NO_CODE: CodeEntry = CodeEntry { tag: NO_TAG, slot: 0 };
+const NO_CODE: CodeEntry = CodeEntry { tag: NO_TAG, index: 0 };
 
 impl Tlb {
     pub(super) fn new() -> Self {
@@ -268,19 +268,19 @@ impl Core<'_, '_> {
         if self.tlb.is_stale(self.bus.ram) { Stored::Refetch } else { Stored::Plain }
     }
 
-    /// Finds the slot of the decoded page that `pc` is on.
-    pub(super) fn fetch_slot(&mut self, pc: u64) -> Result<u32, Trap> {
+    /// Finds the decoded page that `pc` is on.
+    pub(super) fn fetch_code(&mut self, pc: u64) -> Result<u32, Trap> {
         let index = self.tlb.code_index(pc);
         let entry = self.tlb.code[index];
         if entry.tag == pc & !0xfff {
-            return Ok(entry.slot);
+            return Ok(entry.index);
         }
         let gpa = self.translate_fetch(pc)?;
         let page = ((gpa - RAM_BASE) >> PAGE_SHIFT) as u32;
-        let slot = self.code.slot(page, self.bus.ram);
+        let code = self.code.index(page, self.bus.ram);
         self.tlb.sync_code(self.code.generation);
-        self.tlb.code[index] = CodeEntry { tag: pc & !0xfff, slot };
-        Ok(slot)
+        self.tlb.code[index] = CodeEntry { tag: pc & !0xfff, index: code };
+        Ok(code)
     }
 
     /// Translates a fetch; only RAM is executable.

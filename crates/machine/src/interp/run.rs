@@ -5,7 +5,7 @@ use isa::{Insn, Op};
 use crate::hart::csr::{CsrEffect, CsrEnv};
 use crate::hart::{Hart, Mode, Trap, cause, mstatus};
 
-use super::code::{self, CodeCache, CodePage, SLOTS, STRADDLE_SLOT, Slot, marker};
+use super::code::{self, CodeCache, CodePage, Slot, marker};
 use super::mem::{Stored, Tlb};
 use super::{Bus, RunEnd};
 
@@ -58,17 +58,17 @@ impl Core<'_, '_> {
             }
             self.tlb.sync(self.bus.ram);
             self.tlb.sync_code(self.code.generation);
-            let slot = match self.fetch_slot(self.hart.pc) {
-                Ok(slot) => slot,
+            let index = match self.fetch_code(self.hart.pc) {
+                Ok(index) => index,
                 Err(trap) => {
                     self.steps += 1;
                     self.trap(trap);
                     continue;
                 }
             };
-            let mut page = self.code.take(slot);
-            let leave = self.run_page(&mut page, slot, budget);
-            self.code.put(slot, page);
+            let mut page = self.code.take(index);
+            let leave = self.run_page(&mut page, budget);
+            self.code.put(index, page);
             if let Leave::End(end) = leave {
                 return end;
             }
@@ -83,12 +83,12 @@ impl Core<'_, '_> {
 
     #[inline(always)]
     fn x(&self, r: u8) -> u64 {
-        self.hart.x[usize::from(r & 63)]
+        self.hart.x[usize::from(r)]
     }
 
     #[inline(always)]
     fn set_x(&mut self, r: u8, v: u64) {
-        self.hart.x[usize::from(r & 63)] = v;
+        self.hart.x[usize::from(r)] = v;
     }
 
     #[inline(always)]
@@ -115,14 +115,14 @@ impl Core<'_, '_> {
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm an instruction; the hot loop of the interpreter")]
-    fn run_page(&mut self, page: &mut CodePage, slot: u32, budget: u64) -> Leave {
+    fn run_page(&mut self, page: &mut CodePage, budget: u64) -> Leave {
         let page_va = self.hart.pc & !0xfff;
-        let mut idx = ((self.hart.pc & 0xfff) >> 1) as usize;
+        let mut idx = self.slot_of(page, ((self.hart.pc & 0xfff) >> 1) as usize);
         let mut steps = self.steps;
 
         macro_rules! here {
             () => {
-                page_va.wrapping_add((idx as u64) << 1)
+                page_va.wrapping_add((page.halfword(idx) as u64) << 1)
             };
         }
         macro_rules! leave {
@@ -134,13 +134,13 @@ impl Core<'_, '_> {
         }
         macro_rules! trap {
             ($trap:expr) => {
-                return self.trap_at(page_va, idx, steps, $trap)
+                return self.trap_at(page_va, page.halfword(idx), steps, $trap)
             };
         }
         // Out of line, so that the address is not computed for every instruction.
         macro_rules! leave_here {
             ($leave:expr) => {
-                return self.leave_at(page_va, idx, steps, $leave)
+                return self.leave_at(page_va, page.halfword(idx), steps, $leave)
             };
         }
         loop {
@@ -150,46 +150,53 @@ impl Core<'_, '_> {
             steps += 1;
             let mut at = idx;
             'dispatch: loop {
-                let insn = &page[at];
+                let insn = &page.slots[at];
                 macro_rules! next {
                     () => {{
-                        idx += insn.len();
+                        idx += 1;
                         break 'dispatch;
                     }};
                 }
                 macro_rules! alu {
                     ($a:ident, $b:ident, $e:expr) => {{
-                        let ($a, $b) = (self.x(insn.rs1), self.x(insn.rs2()));
+                        let ($a, $b) = (self.x(insn.rs1), self.x(insn.rs2));
                         self.set_x(insn.rd, $e);
                         next!()
                     }};
                 }
                 macro_rules! alui {
                     ($a:ident, $i:ident, $e:expr) => {{
-                        let ($a, $i) = (self.x(insn.rs1), insn.imm as u64);
+                        let ($a, $i) = (self.x(insn.rs1), i64::from(insn.imm()) as u64);
                         self.set_x(insn.rd, $e);
                         next!()
                     }};
                 }
                 macro_rules! jump {
-                    () => {{
-                        let to = (idx as i64 + i64::from(insn.imm)) as u64;
-                        if to < SLOTS as u64 {
-                            idx = to as usize;
-                            break 'dispatch;
+                    ($patched:expr) => {{
+                        match $patched {
+                            Some(target) => {
+                                idx = target;
+                                break 'dispatch;
+                            }
+                            None => match self.jump_slow(page, idx, at, page_va, steps) {
+                                Some(target) => {
+                                    idx = target;
+                                    break 'dispatch;
+                                }
+                                None => return Leave::Refetch,
+                            },
                         }
-                        leave!(page_va.wrapping_add(to << 1), Leave::Refetch)
                     }};
                 }
                 macro_rules! branch {
                     ($a:ident, $b:ident, $e:expr) => {{
-                        let ($a, $b) = (self.x(insn.rs1), self.x(insn.rs2()));
-                        if $e { jump!() } else { next!() }
+                        let ($a, $b) = (self.x(insn.rs1), self.x(insn.rs2));
+                        if $e { jump!(insn.branch_target()) } else { next!() }
                     }};
                 }
                 macro_rules! load {
                     ($n:literal, $v:ident, $e:expr) => {{
-                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
+                        let va = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64);
                         let ($v, device) = match self.load_fast::<$n>(va) {
                             Some(bytes) => {
                                 let mut wide = [0u8; 8];
@@ -206,7 +213,7 @@ impl Core<'_, '_> {
                         };
                         self.set_x(insn.rd, $e);
                         if device {
-                            idx += insn.len();
+                            idx += 1;
                             leave_here!(Leave::End(RunEnd::Attention));
                         }
                         next!()
@@ -214,18 +221,18 @@ impl Core<'_, '_> {
                 }
                 macro_rules! store {
                     ($n:literal) => {{
-                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
-                        let value = self.x(insn.rs2());
+                        let va = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64);
+                        let value = self.x(insn.rs2);
                         if !self.store_fast(va, *value.to_le_bytes().first_chunk::<$n>().expect("N <= 8")) {
                             self.steps = steps;
                             match self.store_slow(va, $n, value) {
                                 Ok(Stored::Plain) => {}
                                 Ok(Stored::Refetch) => {
-                                    idx += insn.len();
+                                    idx += 1;
                                     leave_here!(Leave::Refetch)
                                 }
                                 Ok(Stored::Device) => {
-                                    idx += insn.len();
+                                    idx += 1;
                                     leave_here!(Leave::End(RunEnd::Attention))
                                 }
                                 Err(t) => trap!(t),
@@ -236,23 +243,25 @@ impl Core<'_, '_> {
                 }
                 match insn.op {
                     Op::Lui => {
-                        self.set_x(insn.rd, insn.imm as u64);
+                        self.set_x(insn.rd, (i64::from(insn.imm()) << 12) as u64);
                         next!()
                     }
                     Op::Auipc => {
-                        self.set_x(insn.rd, here!().wrapping_add(insn.imm as u64));
+                        self.set_x(insn.rd, here!().wrapping_add((i64::from(insn.imm()) << 12) as u64));
                         next!()
                     }
                     Op::Jal => {
                         self.set_x(insn.rd, here!().wrapping_add((insn.len() as u64) << 1));
-                        jump!()
+                        jump!(insn.jal_target())
                     }
                     Op::Jalr => {
-                        let to = self.x(insn.rs1).wrapping_add(insn.imm as u64) & !1;
+                        let to = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64) & !1;
                         self.set_x(insn.rd, here!().wrapping_add((insn.len() as u64) << 1));
                         let offset = to.wrapping_sub(page_va);
-                        if offset < 0x1000 {
-                            idx = (offset >> 1) as usize;
+                        if offset < 0x1000
+                            && let Some(target) = page.find((offset >> 1) as usize)
+                        {
+                            idx = target;
                             break 'dispatch;
                         }
                         leave!(to, Leave::Refetch)
@@ -323,7 +332,7 @@ impl Core<'_, '_> {
                     }
                     Op::Fence => next!(),
                     Op::Fld if self.hart.fp_enabled() => {
-                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
+                        let va = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64);
                         if let Some(bytes) = self.load_fast::<8>(va) {
                             self.hart.f[usize::from(insn.rd & 31)] = u64::from_le_bytes(bytes);
                             self.hart.set_fp_dirty();
@@ -331,23 +340,35 @@ impl Core<'_, '_> {
                         }
                     }
                     Op::Fsd if self.hart.fp_enabled() => {
-                        let va = self.x(insn.rs1).wrapping_add(insn.imm as u64);
-                        let value = self.hart.f[usize::from(insn.rs2() & 31)];
+                        let va = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64);
+                        let value = self.hart.f[usize::from(insn.rs2 & 31)];
                         if self.store_fast(va, value.to_le_bytes()) {
                             next!()
                         }
                     }
-                    Op::Illegal if insn.imm != 0 => match insn.imm {
-                        marker::UNDECODED => {
-                            page[idx] = self.decode(slot, idx);
+                    Op::Illegal if insn.imm() != 0 => match insn.imm() {
+                        marker::GOTO => {
+                            idx = insn.goto_target();
+                            at = idx;
+                            continue 'dispatch;
+                        }
+                        marker::CONTINUE => {
+                            let slots = page.slots.len();
+                            let target = self.slot_of(page, page.halfword(idx));
+                            // Decoding may have started the page over: then there is nothing to patch.
+                            if page.slots.len() >= slots {
+                                page.patch_continue(idx, target);
+                            }
+                            idx = target;
+                            at = idx;
                             continue 'dispatch;
                         }
                         marker::STRADDLE => {
-                            match self.fetch_straddling(page_va, idx) {
-                                Ok(decoded) => page[STRADDLE_SLOT] = decoded,
+                            match self.fetch_straddling(page_va, page.halfword(idx)) {
+                                Ok(decoded) => page.slots[0] = decoded,
                                 Err(t) => trap!(t),
                             }
-                            at = STRADDLE_SLOT;
+                            at = 0;
                             continue 'dispatch;
                         }
                         _ => {
@@ -358,13 +379,13 @@ impl Core<'_, '_> {
                     _ => {}
                 }
                 // Everything rarer.
-                let len = insn.len();
-                match self.execute_at(page_va, idx, steps, insn.unpack()) {
+                let behind = page.halfword(idx) + insn.len();
+                match self.execute_at(page_va, page.halfword(idx), steps, insn.unpack()) {
                     Ok(Next::Plain) => {
-                        idx += len;
+                        idx += 1;
                         break 'dispatch;
                     }
-                    Ok(next) => return self.leave_after(page_va, idx + len, next),
+                    Ok(next) => return self.leave_after(page_va, behind, next),
                     Err(t) => trap!(t),
                 }
             }
@@ -373,8 +394,8 @@ impl Core<'_, '_> {
 
     #[cold]
     #[inline(never)]
-    fn trap_at(&mut self, page_va: u64, idx: usize, steps: u64, trap: Trap) -> Leave {
-        self.hart.pc = page_va.wrapping_add((idx as u64) << 1);
+    fn trap_at(&mut self, page_va: u64, halfword: usize, steps: u64, trap: Trap) -> Leave {
+        self.hart.pc = page_va.wrapping_add((halfword as u64) << 1);
         self.steps = steps;
         self.trap(trap);
         Leave::Refetch
@@ -382,23 +403,23 @@ impl Core<'_, '_> {
 
     #[cold]
     #[inline(never)]
-    fn leave_at(&mut self, page_va: u64, idx: usize, steps: u64, leave: Leave) -> Leave {
-        self.hart.pc = page_va.wrapping_add((idx as u64) << 1);
+    fn leave_at(&mut self, page_va: u64, halfword: usize, steps: u64, leave: Leave) -> Leave {
+        self.hart.pc = page_va.wrapping_add((halfword as u64) << 1);
         self.steps = steps;
         leave
     }
 
     #[inline(never)]
-    fn execute_at(&mut self, page_va: u64, idx: usize, steps: u64, insn: Insn) -> Result<Next, Trap> {
-        self.hart.pc = page_va.wrapping_add((idx as u64) << 1);
+    fn execute_at(&mut self, page_va: u64, halfword: usize, steps: u64, insn: Insn) -> Result<Next, Trap> {
+        self.hart.pc = page_va.wrapping_add((halfword as u64) << 1);
         self.steps = steps;
         self.execute_rare(insn)
     }
 
-    /// Leaves after an instruction that said so; `idx` is that of the instruction behind it.
+    /// Leaves after an instruction that said so; `halfword` is that of the instruction behind it.
     #[inline(never)]
-    fn leave_after(&mut self, page_va: u64, idx: usize, next: Next) -> Leave {
-        let after = page_va.wrapping_add((idx as u64) << 1);
+    fn leave_after(&mut self, page_va: u64, halfword: usize, next: Next) -> Leave {
+        let after = page_va.wrapping_add((halfword as u64) << 1);
         let (jumped, leave) = match next {
             Next::Plain | Next::Refetch => (false, Leave::Refetch),
             Next::Attention => (false, Leave::End(RunEnd::Attention)),
@@ -413,22 +434,42 @@ impl Core<'_, '_> {
         leave
     }
 
-    #[cold]
-    #[inline(never)]
-    fn decode(&mut self, slot: u32, idx: usize) -> Slot {
-        let owner = self.code.owner(slot);
-        let (decoded, tracked) = code::decode_at(self.bus.ram, owner, idx);
-        if tracked {
-            self.writes_tracked_to(owner);
+    /// Slot of the instruction at a halfword of the page.
+    fn slot_of(&mut self, page: &mut CodePage, halfword: usize) -> usize {
+        if let Some(slot) = page.find(halfword) {
+            return slot;
         }
-        decoded
+        let (slot, tracked) = page.find_or_decode(self.bus.ram, halfword);
+        if tracked {
+            self.writes_tracked_to(page.ram_page());
+        }
+        slot
     }
 
-    /// The instruction at `idx` of the page, which ends on the next page.
+    /// Takes a jump for the first time: patches it when its target is on the page; otherwise leaves for the target.
     #[cold]
     #[inline(never)]
-    fn fetch_straddling(&mut self, page_va: u64, idx: usize) -> Result<Slot, Trap> {
-        let pc = page_va.wrapping_add((idx as u64) << 1);
+    fn jump_slow(&mut self, page: &mut CodePage, idx: usize, at: usize, page_va: u64, steps: u64) -> Option<usize> {
+        let to = page.halfword(idx) as i64 + i64::from(page.slots[at].imm());
+        if (0..code::HALFWORDS as i64).contains(&to) {
+            let slots = page.slots.len();
+            let target = self.slot_of(page, to as usize);
+            // A straddling instruction is decoded anew each time, and decoding may have started the page over.
+            if at != 0 && page.slots.len() >= slots {
+                page.patch(idx, target);
+            }
+            return Some(target);
+        }
+        self.hart.pc = page_va.wrapping_add((to << 1) as u64);
+        self.steps = steps;
+        None
+    }
+
+    /// The instruction at a halfword of the page, which ends on the next page.
+    #[cold]
+    #[inline(never)]
+    fn fetch_straddling(&mut self, page_va: u64, halfword: usize) -> Result<Slot, Trap> {
+        let pc = page_va.wrapping_add((halfword as u64) << 1);
         let second = pc.wrapping_add(2);
         let lo = self.translate_fetch(pc)?;
         let hi = self.translate_fetch(second).map_err(|t| Trap { tval: second, ..t })?;
