@@ -135,7 +135,7 @@ impl Asm {
         self.labels[name] as u64 * 4
     }
 
-    pub(crate) fn finish(mut self) -> (Vec<u8>, BTreeMap<&'static str, usize>) {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         for (at, jump, to) in self.jumps {
             let offset = (self.labels[to] as i32 - at as i32) * 4;
             self.words[at] = match jump {
@@ -143,6 +143,6 @@ impl Asm {
                 Jump::Jal => jal(0, offset),
             };
         }
-        (self.words.iter().flat_map(|w| w.to_le_bytes()).collect(), self.labels)
+        self.words.iter().flat_map(|w| w.to_le_bytes()).collect()
     }
 }

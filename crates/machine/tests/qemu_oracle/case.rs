@@ -188,8 +188,9 @@ impl Case {
 /// Puts payload, globals and descriptors around the cases.
 pub(crate) fn assemble(image: &mut Image, cases: &mut [Case]) {
     let (payload, trap) = build();
-    assert!(payload.len() as u64 <= GLOBALS - BASE);
-    image.put(BASE, &payload);
+    assert!(payload.len() as u64 <= GLOBALS - PAYLOAD);
+    image.put(BASE, &asm::jal(0, (PAYLOAD - BASE) as i32).to_le_bytes());
+    image.put(PAYLOAD, &payload);
     for at in (0..0x1000).step_by(4) {
         image.put(S_HANDLER + at, &asm::ECALL.to_le_bytes());
     }
@@ -202,7 +203,7 @@ pub(crate) fn assemble(image: &mut Image, cases: &mut [Case]) {
             image.put64(first + ((i * D_LEN + j) * 8) as u64, v);
         }
     }
-    for (at, v) in globals(cases.len() as u64, first, BASE + trap) {
+    for (at, v) in globals(cases.len() as u64, first, PAYLOAD + trap) {
         image.put64(GLOBALS + at, v);
     }
 }

@@ -10,6 +10,7 @@ use machine::io::HaltReason;
 use machine::{Exit, Machine};
 
 use crate::case::Case;
+use crate::exceptions;
 use crate::payload::*;
 
 /// The extensions of our machine and no other.
@@ -159,10 +160,11 @@ pub(crate) fn compare(name: &str, seed: u64, cases: &[Case], qemu: &[u8], ours: 
     let found: Vec<String> = (0..cases.len()).filter_map(|i| describe(&cases[i], i, &q[i], &o[i])).collect();
     assert!(
         found.is_empty(),
-        "{name}, seed {seed}: {} of {} cases differ; the first:\n{}",
+        "{name}, seed {seed}: {} of {} cases differ; the first:\n{}known differences:\n{}",
         found.len(),
         cases.len(),
-        found.iter().take(4).cloned().collect::<String>()
+        found.iter().take(4).cloned().collect::<String>(),
+        exceptions::text()
     );
     assert!(q.iter().all(|records| records.len() >= 2), "{name}: every case is in the log");
     if std::env::args().any(|a| a == "--show-output") {

@@ -1,7 +1,7 @@
 //! The program in M-mode that runs one case after the other and logs the state at each trap.
 //!
 //! ```text
-//! 0x8000_0000 payload | +0x4000 globals | +0x1_0000 S-mode handler | +0x10_0000 cases | +LOG log
+//! 0x8000_0000 jump | +0x8000 payload | +0xc000 globals | +0x1_0000 S-mode handler | +0x10_0000 cases | +LOG log
 //! ```
 //! A case is a run of 16-byte slots. Each trap writes a record of [`RECORD`] bytes; an exception then goes on with the
 //! next slot, an interrupt with its `mie` bit cleared. A trap outside the case's code goes on at `ra` if that is in
@@ -12,7 +12,9 @@ use crate::asm::*;
 
 pub(crate) const BASE: u64 = 0x8000_0000;
 pub(crate) const RAM: u64 = 128 << 20;
-pub(crate) const GLOBALS: u64 = BASE + 0x4000;
+/// Not at the start of RAM: 2^31 is a likely number in cases, and stores go there.
+pub(crate) const PAYLOAD: u64 = BASE + 0x8000;
+pub(crate) const GLOBALS: u64 = PAYLOAD + 0x4000;
 /// A page of `ecall`: the S-mode handler, whatever the vector.
 pub(crate) const S_HANDLER: u64 = BASE + 0x1_0000;
 pub(crate) const CASES: u64 = BASE + 0x10_0000;
@@ -99,19 +101,20 @@ const G_PMPCFG: i32 = 136;
 const G_TRAP: i32 = 152;
 const G_MSIP: i32 = 160;
 
-/// Ends of the ranges of PMP entries 0 to 8, and whether all, reading and writing or nothing is allowed in each.
-/// They are locked, so that no wild access of a case reaches a device that says what differs.
-const RANGES: [(u64, u8); 9] = [
-    (FINISHER, 0),
-    (FINISHER + 0x1000, 3),
+/// PMP entry 0 is the finisher's, off until the end; entry 1 is the start of the first range. Then come ranges by
+/// their ends, and whether all, reading and writing or nothing is allowed. They are locked, so that no wild access of a
+/// case reaches a device that says what differs.
+const RANGES: [(u64, u8); 6] = [
     (MSIP, 0),
     (MSIP + 0x1000, 3),
     (MTIMECMP, 0),
     (MTIMECMP + 0x1000, 3),
     (BASE, 0),
     (BASE + RAM, 7),
-    (1 << 56, 0),
 ];
+const FIRST_RANGE: usize = 2;
+/// NAPOT, readable and writable.
+const FINISHER_OPEN: i32 = 0x1b;
 
 fn dword(index: usize) -> i32 {
     index as i32 * 8
@@ -121,10 +124,12 @@ fn dword(index: usize) -> i32 {
 pub(crate) fn globals(cases: u64, first_descriptor: u64, trap: u64) -> Vec<(u64, u64)> {
     let mut cfg = [0u8; 16];
     let mut all = vec![];
-    for (i, (end, allow)) in RANGES.iter().enumerate() {
+    for (i, (end, allow)) in (FIRST_RANGE..).zip(&RANGES) {
         cfg[i] = 0x88 | allow;
-        all.push((G_PMPADDR as u64 + 8 * i as u64, ((end >> 2) - u64::from(*end == 1 << 56))));
+        all.push((G_PMPADDR as u64 + 8 * i as u64, end >> 2));
     }
+    all.push((G_PMPADDR as u64, FINISHER >> 2 | 0x1ff));
+    all.push((G_PMPADDR as u64 + 64, (1 << 54) - 1));
     cfg[8] = 0x98; // the rest: NAPOT over everything
     let cfg = |i: usize| u64::from_le_bytes(cfg[i..i + 8].try_into().unwrap());
     all.extend([
@@ -152,7 +157,7 @@ pub(crate) fn build() -> (Vec<u8>, u64) {
     resume(&mut a);
     end_case(&mut a);
     let trap = a.offset("trap");
-    (a.finish().0, trap)
+    (a.finish(), trap)
 }
 
 fn boot(a: &mut Asm) {
@@ -265,6 +270,7 @@ fn end_case(a: &mut Asm) {
     a.branch(0, 1, 2, "finish");
     a.jump("load");
     a.label("finish");
+    a.ops(&[addi(1, 0, FINISHER_OPEN), csrw(0x3a0, 1)]);
     a.ops(&[ld(1, 31, G_FINISHER), lui(2, 5), addi(2, 2, 0x555), s(0x23, 2, 1, 2, 0)]);
     a.label("forever");
     a.jump("forever");

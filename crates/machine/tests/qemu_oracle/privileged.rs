@@ -69,6 +69,7 @@ fn csr_slot(case: &mut Case, rng: &mut Rng, number: u32) {
         f3 = rng.pick(&[1, 3]);
     }
     let rs1 = if f3 >= 5 { rng.bits(5) & exceptions::write_mask(number) as u32 } else { rng.pick(&[T0, T0, T0, 0]) };
+    let rs1 = if number >> 4 == 0x3a && f3 == 5 { rs1 & !2 } else { rs1 }; // W without R is reserved
     let rs1 = if number == 0x30a && f3 == 1 { T0 } else { rs1 };
     let rd = if rng.one_in(8) { 0 } else { T1 };
     let (c, mask) = (case.constant(v), case.constant(exceptions::read_mask(number)));
@@ -182,21 +183,20 @@ pub(crate) fn interrupts(rng: &mut Rng, image: &mut Image) -> Case {
     case.set_csr("medeleg", rng.pick(&[0, 0xb1ff & exceptions::write_mask(0x302)]));
     case.set_csr("menvcfg", ADUE | rng.pick(&[0, STCE]));
     (case.x[11], case.x[12]) = (MSIP, MTIMECMP);
-    let mut write = |case: &mut Case, rng: &mut Rng, number: u32, v: u64, second: u32, w: u64| {
-        let _ = rng;
+    let write = |case: &mut Case, number: u32, v: u64, second: u32, w: u64| {
         let (v, w) = (case.constant(v), case.constant(w));
         case.slot(&[ld(T0, POOL, v), csrw(number, T0), ld(T1, POOL, w), csrw(second, T1)]);
     };
     let at_random = rng.next();
     let deleg = rng.pick(&[0x222, 0, rng.clone().next() & 0x222]);
     let enabled = rng.pick(&[0xaaa, rng.clone().next() & 0xaaa]);
-    write(&mut case, rng, 0x303, deleg, 0x304, enabled);
+    write(&mut case, 0x303, deleg, 0x304, enabled);
     let pending = rng.next() & 0x222;
     if case.stce() {
         let at = rng.pick(&[0, u64::MAX]);
-        write(&mut case, rng, 0x344, pending, 0x14d, at);
+        write(&mut case, 0x344, pending, 0x14d, at);
     } else {
-        write(&mut case, rng, 0x344, pending, 0x140, at_random);
+        write(&mut case, 0x344, pending, 0x140, at_random);
     }
     let (msip, at) = (case.constant(rng.below(2)), case.constant(rng.pick(&[0, u64::MAX])));
     case.slot(&[ld(T0, POOL, msip), s(0x23, 2, 11, T0, 0), ld(T1, POOL, at), sd(T1, 12, 0)]);
@@ -207,7 +207,7 @@ pub(crate) fn interrupts(rng: &mut Rng, image: &mut Image) -> Case {
     }
     let status = FS_DIRTY | rng.next() & 0x1aa | rng.pick(&[0, 1, 3]) << 11;
     let back = case.here() + 32;
-    write(&mut case, rng, 0x341, back, 0x300, status & !8);
+    write(&mut case, 0x341, back, 0x300, status & !8);
     case.slot(&[MRET]);
     for _ in 0..8 {
         match rng.below(5) {
@@ -216,11 +216,11 @@ pub(crate) fn interrupts(rng: &mut Rng, image: &mut Image) -> Case {
             2 => {
                 let v = rng.next() & 0x222;
                 let w = rng.next() & 0x222;
-                write(&mut case, rng, 0x104, v, 0x144, w);
+                write(&mut case, 0x104, v, 0x144, w);
             }
             3 => {
                 let v = rng.next() & 0x222;
-                write(&mut case, rng, 0x344, v, 0x304, 0xaaa);
+                write(&mut case, 0x344, v, 0x304, 0xaaa);
             }
             _ => case.slot(&[csrr(T1, 0x144), andi(T1, T1, SIP_COMPARED), ECALL]),
         }
