@@ -60,7 +60,8 @@ fn a_trap_ends_a_reservation() {
 
 #[test]
 fn a_misaligned_access_outside_ram_is_an_access_fault() {
-    for (word, expected) in [(0x0002_b303, cause::LOAD_ACCESS), (0x0062_b023, cause::STORE_ACCESS)] {
+    for (word, expected) in [(0x0002_b303, cause::LOAD_ACCESS), (0x0062_b023, cause::STORE_ACCESS)]
+    {
         let mut m = machine(&[word]); // ld x6, (x5); sd x6, (x5)
         m.harts_mut()[0].x[5] = 0x1000_0001;
         let hart = run(&mut m, 1);
@@ -73,6 +74,9 @@ fn registers_of_pmp_entries_beyond_the_last_do_not_exist() {
     for word in [0x3a40_2373, 0x3c00_2373] {
         let mut m = machine(&[word]); // csrr x6, pmpcfg4; csrr x6, pmpaddr16
         let hart = run(&mut m, 1);
-        assert_eq!((hart.csr.mcause, hart.csr.mtval, hart.mode), (cause::ILLEGAL, u64::from(word), Mode::Machine));
+        assert_eq!(
+            (hart.csr.mcause, hart.csr.mtval, hart.mode),
+            (cause::ILLEGAL, u64::from(word), Mode::Machine)
+        );
     }
 }

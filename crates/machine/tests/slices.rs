@@ -211,7 +211,13 @@ fn common() -> Vec<u8> {
     a.label("interrupt");
     a.ops(&[csrr(30, 0xf14), lui(31, 0x2004), slli(29, 30, 3), r(0x33, 0, 0, 31, 31, 29)]);
     a.ops(&[csrr(29, 0xc01), addi(29, 29, 200), sd(29, 31, 0)]);
-    a.ops(&[lui(31, 0x2000), slli(29, 30, 2), r(0x33, 0, 0, 31, 31, 29), s(0x23, 2, 31, 0, 0), MRET]);
+    a.ops(&[
+        lui(31, 0x2000),
+        slli(29, 30, 2),
+        r(0x33, 0, 0, 31, 31, 29),
+        s(0x23, 2, 31, 0, 0),
+        MRET,
+    ]);
     a.label("end");
     for _ in (a.offset("end")..START).step_by(4) {
         a.op(NOP);
@@ -229,7 +235,12 @@ fn shared_slot(rng: &mut Rng, harts: u8) -> Vec<u32> {
         1 => vec![WFI],
         2 => vec![0x0100_000f, 0x0100_000f], // pause
         3 => vec![csrr(28, 0xb00), csrr(29, 0xc01), csrr(30, 0xc02), r(0x33, 4, 0, 7, 28, 29)],
-        4 => vec![r(0x2f, 3, 2 << 2, 6, 8, 0), addi(6, 6, 1), r(0x2f, 3, 3 << 2, 7, 8, 6), sd(7, 8, 64)],
+        4 => vec![
+            r(0x2f, 3, 2 << 2, 6, 8, 0),
+            addi(6, 6, 1),
+            r(0x2f, 3, 3 << 2, 7, 8, 6),
+            sd(7, 8, 64),
+        ],
         5 => vec![r(0x2f, 2, 2 << 2, 6, 8, 0), 0x0100_000f, r(0x2f, 2, 3 << 2, 7, 8, 6)],
         6 => vec![r(0x2f, 3, 0, 7, 8, 6), r(0x2f, 2, 1 << 2, 6, 8, 7)],
         7 => vec![csr(6, 0, 0x300, 8), csr(6, 7, 0x344, 2), csr(7, 7, 0x344, 2)],
@@ -247,7 +258,8 @@ fn several(seed: u64, harts: u8) -> Machine {
     let mut data = 0;
     for _ in 0..harts {
         let mut case = user::integer(&mut rng, &mut image);
-        let more = [user::float, user::compressed, user::atomic].map(|g| g(&mut rng, &mut image).code);
+        let more =
+            [user::float, user::compressed, user::atomic].map(|g| g(&mut rng, &mut image).code);
         for part in more {
             let words = shared_slot(&mut rng, harts);
             case.slot(&words);

@@ -17,12 +17,24 @@ pub(crate) fn s(opcode: u32, f3: u32, rs1: u32, rs2: u32, imm: i32) -> u32 {
 
 pub(crate) fn b(f3: u32, rs1: u32, rs2: u32, offset: i32) -> u32 {
     let o = offset as u32;
-    (o >> 12 & 1) << 31 | (o >> 5 & 0x3f) << 25 | rs2 << 20 | rs1 << 15 | f3 << 12 | (o >> 1 & 15) << 8 | (o >> 11 & 1) << 7 | 0x63
+    (o >> 12 & 1) << 31
+        | (o >> 5 & 0x3f) << 25
+        | rs2 << 20
+        | rs1 << 15
+        | f3 << 12
+        | (o >> 1 & 15) << 8
+        | (o >> 11 & 1) << 7
+        | 0x63
 }
 
 pub(crate) fn jal(rd: u32, offset: i32) -> u32 {
     let o = offset as u32;
-    (o >> 20 & 1) << 31 | (o >> 1 & 0x3ff) << 21 | (o >> 11 & 1) << 20 | (o >> 12 & 0xff) << 12 | rd << 7 | 0x6f
+    (o >> 20 & 1) << 31
+        | (o >> 1 & 0x3ff) << 21
+        | (o >> 11 & 1) << 20
+        | (o >> 12 & 0xff) << 12
+        | rd << 7
+        | 0x6f
 }
 
 pub(crate) fn lui(rd: u32, imm20: u32) -> u32 {

@@ -75,7 +75,13 @@ pub(crate) struct Case {
 
 impl Case {
     /// A case without code in `mode`; 2 pages of random data, `slots` slots of code.
-    pub(crate) fn new(kind: &'static str, mode: u64, slots: u64, rng: &mut Rng, image: &mut Image) -> Self {
+    pub(crate) fn new(
+        kind: &'static str,
+        mode: u64,
+        slots: u64,
+        rng: &mut Rng,
+        image: &mut Image,
+    ) -> Self {
         let data = image.alloc(0x2000, 0x1000);
         for at in (0..0x2000).step_by(8) {
             let v = if rng.one_in(2) { rng.integer() } else { rng.float() };
@@ -115,7 +121,8 @@ impl Case {
     pub(crate) fn set_csr(&mut self, name: &str, value: u64) {
         let i = START_CSRS.iter().position(|c| c.0 == name).unwrap();
         // ADUE is what makes QEMU's walker do what ours always does.
-        let mask = crate::exceptions::write_mask(START_CSRS[i].1) | if name == "menvcfg" { ADUE } else { 0 };
+        let mask = crate::exceptions::write_mask(START_CSRS[i].1)
+            | if name == "menvcfg" { ADUE } else { 0 };
         self.csrs[i] = value & mask;
     }
 

@@ -29,10 +29,20 @@ pub(crate) fn on_qemu(name: &str, extensions: &str, image: &[u8]) -> Vec<u8> {
     let mut ram = image.to_vec();
     ram.resize(RAM as usize, 0);
     std::fs::write(&path, &ram).unwrap();
-    let memory = format!("memory-backend-file,id=ram,size={RAM},share=on,mem-path={}", path.display());
+    let memory =
+        format!("memory-backend-file,id=ram,size={RAM},share=on,mem-path={}", path.display());
     let output = Command::new("timeout")
         .args(["--kill-after=1", "20", "qemu-system-riscv64", "-nodefaults", "-display", "none"])
-        .args(["-M", "virt,memory-backend=ram", "-m", "128M", "-object", &memory, "-cpu", &format!("{CPU}{extensions}")])
+        .args([
+            "-M",
+            "virt,memory-backend=ram",
+            "-m",
+            "128M",
+            "-object",
+            &memory,
+            "-cpu",
+            &format!("{CPU}{extensions}"),
+        ])
         .args(["-bios", "none", "-accel", "tcg,thread=multi", "-smp", "1,maxcpus=2"])
         .output()
         .unwrap();
@@ -45,7 +55,11 @@ pub(crate) fn on_qemu(name: &str, extensions: &str, image: &[u8]) -> Vec<u8> {
     std::fs::remove_file(&path).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     let index = u64_at(&ran, (GLOBALS - BASE + 16) as usize);
-    assert!(output.status.success(), "{name}: QEMU failed in case {index}: {} {errors}", output.status);
+    assert!(
+        output.status.success(),
+        "{name}: QEMU failed in case {index}: {} {errors}",
+        output.status
+    );
     ran
 }
 
@@ -134,9 +148,14 @@ fn describe(case: &Case, index: usize, qemu: &[Vec<u64>], ours: &[Vec<u64>]) -> 
     for i in (0..RECORD / 8).filter(|&i| q[i] != o[i]) {
         text += &format!("  {:8} qemu {:#018x} ours {:#018x}\n", field(q, i), q[i], o[i]);
     }
-    text += &format!("  qemu: cause {:#x} epc {:#x} tval {:#x} mstatus {:#x}; scause {:#x} sepc {:#x} stval {:#x}\n", q[32], q[33], q[34], q[35], q[36], q[37], q[38]);
+    text += &format!(
+        "  qemu: cause {:#x} epc {:#x} tval {:#x} mstatus {:#x}; scause {:#x} sepc {:#x} stval {:#x}\n",
+        q[32], q[33], q[34], q[35], q[36], q[37], q[38]
+    );
     let base = case.code_gpa.wrapping_add(case.code_va_offset);
-    let slot_of = |pc: u64| Some((pc.wrapping_sub(base) / SLOT) as usize).filter(|s| s * 16 < case.code.len());
+    let slot_of = |pc: u64| {
+        Some((pc.wrapping_sub(base) / SLOT) as usize).filter(|s| s * 16 < case.code.len())
+    };
     let pc = |r: &[u64]| slot_of(r[33]).or(slot_of(r[37]));
     let last = pc(q).or(pc(o)).unwrap_or(case.code.len() / 16 - 1);
     let first = at.checked_sub(1).and_then(|p| pc(&qemu[p])).unwrap_or(0);
@@ -157,7 +176,8 @@ fn describe(case: &Case, index: usize, qemu: &[Vec<u64>], ours: &[Vec<u64>]) -> 
 /// Compares the two; panics with the first differences.
 pub(crate) fn compare(name: &str, seed: u64, cases: &[Case], qemu: &[u8], ours: &[u8]) {
     let (q, o) = (records(qemu, cases.len()), records(ours, cases.len()));
-    let found: Vec<String> = (0..cases.len()).filter_map(|i| describe(&cases[i], i, &q[i], &o[i])).collect();
+    let found: Vec<String> =
+        (0..cases.len()).filter_map(|i| describe(&cases[i], i, &q[i], &o[i])).collect();
     assert!(
         found.is_empty(),
         "{name}, seed {seed}: {} of {} cases differ; the first:\n{}known differences:\n{}",
@@ -178,7 +198,11 @@ pub(crate) fn compare(name: &str, seed: u64, cases: &[Case], qemu: &[u8], ours: 
         .map(|at| {
             let gpa = BASE + at as u64;
             let owner = cases.iter().position(|c| (c.owns.0..c.owns.1).contains(&gpa));
-            format!("  {gpa:#x} (case {owner:?}): qemu {:#x} ours {:#x}\n", u64_at(qemu, at), u64_at(ours, at))
+            format!(
+                "  {gpa:#x} (case {owner:?}): qemu {:#x} ours {:#x}\n",
+                u64_at(qemu, at),
+                u64_at(ours, at)
+            )
         })
         .collect();
     assert!(found.is_empty(), "{name}, seed {seed}: memory differs:\n{}", found.concat());

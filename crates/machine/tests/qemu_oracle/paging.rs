@@ -33,7 +33,8 @@ struct Tables {
 }
 
 fn flags(rng: &mut Rng) -> u64 {
-    let mut f = V | rng.pick(&[R, R | W, R | W | X, X, R | X, R | W, R | W | X, rng.clone().below(8) << 1]);
+    let mut f =
+        V | rng.pick(&[R, R | W, R | W | X, X, R | X, R | W, R | W | X, rng.clone().below(8) << 1]);
     f |= (rng.below(4) << 8) | (rng.below(2) << 5);
     f |= rng.pick(&[USER, 0]);
     f |= rng.pick(&[AD, AD, 0x40, 0, 0x80]);
@@ -100,7 +101,11 @@ impl Tables {
         if self.four_levels {
             image.put64(self.root, pte(self.l2, V));
             for i in [1, 255, 256, 511] {
-                let e = rng.pick(&[Self::pointer(&mut rng.clone(), self.l2), pte(self.l2, V), pte(1 << 39, flags(&mut rng.clone()) | V)]);
+                let e = rng.pick(&[
+                    Self::pointer(&mut rng.clone(), self.l2),
+                    pte(self.l2, V),
+                    pte(1 << 39, flags(&mut rng.clone()) | V),
+                ]);
                 rng.next();
                 image.put64(self.root + 8 * i, e);
             }
@@ -140,11 +145,18 @@ impl Tables {
         let e2 = entry(self.l2, i2);
         if is_leaf(e2) {
             (i1, i0) = (own(21), own(12));
-        } else if is_leaf(entry(if e2 >> 10 == self.l1[0] >> 12 { self.l1[0] } else { self.l1[1] }, i1)) {
+        } else if is_leaf(entry(
+            if e2 >> 10 == self.l1[0] >> 12 { self.l1[0] } else { self.l1[1] },
+            i1,
+        )) {
             i0 = own(12);
         }
         let va = i2 << 30 | i1 << 21 | i0 << 12 | offset;
-        let (bits, va) = if self.four_levels { (48, va | rng.pick(&[0, 0, 0, 1, 255, 256, 511]) << 39) } else { (39, va) };
+        let (bits, va) = if self.four_levels {
+            (48, va | rng.pick(&[0, 0, 0, 1, 255, 256, 511]) << 39)
+        } else {
+            (39, va)
+        };
         let va = ((va << (64 - bits)) as i64 >> (64 - bits)) as u64;
         if rng.one_in(24) { va ^ 1 << (bits + rng.below(64 - bits)) } else { va }
     }
@@ -171,12 +183,21 @@ fn access(rng: &mut Rng) -> Vec<u32> {
         8 => vec![r(0x2f, rng.pick(&[2, 3]), rng.pick(&[0, 1, 8, 28]) << 2, T1, T0, rng.bits(5))],
         _ => {
             let width = rng.pick(&[2, 3]);
-            vec![r(0x2f, width, 2 << 2, T1, T0, 0), r(0x2f, width, 3 << 2, dest(rng), T0, rng.bits(5))]
+            vec![
+                r(0x2f, width, 2 << 2, T1, T0, 0),
+                r(0x2f, width, 3 << 2, dest(rng), T0, rng.bits(5)),
+            ]
         }
     }
 }
 
-fn prepare(kind: &'static str, mode: u64, slots: u64, rng: &mut Rng, image: &mut Image) -> (Case, Tables) {
+fn prepare(
+    kind: &'static str,
+    mode: u64,
+    slots: u64,
+    rng: &mut Rng,
+    image: &mut Image,
+) -> (Case, Tables) {
     let mut case = Case::new(kind, mode, slots, rng, image);
     let data = case.data_gpa();
     for page in [data, data + 0x1000] {
@@ -186,7 +207,10 @@ fn prepare(kind: &'static str, mode: u64, slots: u64, rng: &mut Rng, image: &mut
     }
     let tables = Tables::new(data, rng, image);
     case.owns.1 = tables.l0[1] + 0x1000;
-    case.set_csr("satp", if tables.four_levels { 9 } else { 8 } << 60 | rng.below(16) << 44 | tables.root >> 12);
+    case.set_csr(
+        "satp",
+        if tables.four_levels { 9 } else { 8 } << 60 | rng.below(16) << 44 | tables.root >> 12,
+    );
     case.set_csr("medeleg", rng.pick(&[0, 0xb1ff, rng.clone().next() & 0xb1ff]));
     case.mstatus = FS_DIRTY | rng.below(4) << 18;
     if mode == U {

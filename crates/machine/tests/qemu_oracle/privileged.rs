@@ -14,14 +14,16 @@ const SIP_COMPARED: i32 = 0x202;
 
 /// CSRs without part in traps under way.
 const PLAIN: [u32; 44] = [
-    0x001, 0x002, 0x003, 0x100, 0x105, 0x106, 0x10a, 0x140, 0x141, 0x142, 0x143, 0x14d, 0x180, 0x300,
-    0x301, 0x305, 0x306, 0x30a, 0x320, 0x340, 0x341, 0x342, 0x343, 0x3a0, 0x3a2, 0x3a4, 0x3a1, 0x3b9,
-    0x3ba, 0x3bf, 0x3c0, 0xb00, 0xb02, 0xc00, 0xc01, 0xc02, 0xf11, 0xf12, 0xf13, 0xf14, 0xf15, 0x310,
-    0x7b0, 0x5a8,
+    0x001, 0x002, 0x003, 0x100, 0x105, 0x106, 0x10a, 0x140, 0x141, 0x142, 0x143, 0x14d, 0x180,
+    0x300, 0x301, 0x305, 0x306, 0x30a, 0x320, 0x340, 0x341, 0x342, 0x343, 0x3a0, 0x3a2, 0x3a4,
+    0x3a1, 0x3b9, 0x3ba, 0x3bf, 0x3c0, 0xb00, 0xb02, 0xc00, 0xc01, 0xc02, 0xf11, 0xf12, 0xf13,
+    0xf14, 0xf15, 0x310, 0x7b0, 0x5a8,
 ];
 /// CSRs that decide about traps and interrupts.
-const TRAPS: [u32; 14] =
-    [0x100, 0x104, 0x144, 0x300, 0x302, 0x303, 0x304, 0x344, 0x141, 0x142, 0x143, 0x14d, 0x180, 0x140];
+const TRAPS: [u32; 14] = [
+    0x100, 0x104, 0x144, 0x300, 0x302, 0x303, 0x304, 0x344, 0x141, 0x142, 0x143, 0x14d, 0x180,
+    0x140,
+];
 
 /// A value to write to a CSR; what the two machines may differ in is left out.
 fn value(rng: &mut Rng, number: u32) -> u64 {
@@ -68,12 +70,23 @@ fn csr_slot(case: &mut Case, rng: &mut Rng, number: u32) {
         v &= u64::MAX >> 4; // a random root would end the case here
         f3 = rng.pick(&[1, 3]);
     }
-    let rs1 = if f3 >= 5 { rng.bits(5) & exceptions::write_mask(number) as u32 } else { rng.pick(&[T0, T0, T0, 0]) };
+    let rs1 = if f3 >= 5 {
+        rng.bits(5) & exceptions::write_mask(number) as u32
+    } else {
+        rng.pick(&[T0, T0, T0, 0])
+    };
     let rs1 = if number >> 4 == 0x3a && f3 == 5 { rs1 & !2 } else { rs1 }; // W without R is reserved
     let rs1 = if number == 0x30a && f3 == 1 { T0 } else { rs1 };
     let rd = if rng.one_in(8) { 0 } else { T1 };
+    // Entry 0 is not locked, since the payload ends with its help: only read.
+    let (f3, rs1) = if matches!(number, 0x3a0 | 0x3b0) { (2, 0) } else { (f3, rs1) };
     let (c, mask) = (case.constant(v), case.constant(exceptions::read_mask(number)));
-    case.slot(&[ld(T0, POOL, c), csr(f3, rd, number, rs1), ld(T0, POOL, mask), r(0x33, 7, 0, T1, T1, T0)]);
+    case.slot(&[
+        ld(T0, POOL, c),
+        csr(f3, rd, number, rs1),
+        ld(T0, POOL, mask),
+        r(0x33, 7, 0, T1, T1, T0),
+    ]);
 }
 
 /// Every CSR that takes no part in traps, and numbers at random.
@@ -132,7 +145,8 @@ fn start_interrupts(case: &mut Case, rng: &mut Rng) {
 fn return_slots(case: &mut Case, rng: &mut Rng, machine: bool) {
     let (epc, status) = if machine { (0x341, 0x300) } else { (0x141, 0x100) };
     let back = case.here() + 32 + 16 * rng.below(2);
-    let v = (rng.next() & rng.next() & 0x7e_01aa | FS_DIRTY | rng.below(4) << 11) & exceptions::write_mask(0x300);
+    let v = (rng.next() & rng.next() & 0x7e_01aa | FS_DIRTY | rng.below(4) << 11)
+        & exceptions::write_mask(0x300);
     let (to, v) = (case.constant(back), case.constant(v));
     // Both in the slot of the return: a return to where the last trap was would loop.
     case.slot(&[ld(T1, POOL, v), csrw(status, T1)]);
@@ -155,13 +169,22 @@ pub(crate) fn traps(rng: &mut Rng, image: &mut Image) -> Case {
             1 => case.slot(&[EBREAK]),
             2 => case.slot_bytes(&[2, 0x90]), // c.ebreak
             3 => case.slot(&[rng.pick(&[MRET, SRET]) ^ 1 << rng.pick(&[7, 15, 20, 31])]),
-            4 => case.slot(&[SFENCE | rng.bits(5) << 15, csrr(dest(rng), 0x180), csrr(T1, 0xc01), addi(T1, 0, 0)]),
+            4 => case.slot(&[
+                SFENCE | rng.bits(5) << 15,
+                csrr(dest(rng), 0x180),
+                csrr(T1, 0xc01),
+                addi(T1, 0, 0),
+            ]),
             5 | 6 => return_slots(&mut case, rng, true),
             7 => return_slots(&mut case, rng, false),
             8 => {
                 // Accesses that fault: outside RAM, and misaligned there.
-                let at = case.constant(rng.pick(&[0, 0x1000_0001, 1 << 40, 0x9000_0002, u64::MAX - 3]));
-                case.slot(&[ld(T0, POOL, at), rng.pick(&[ld(T1, T0, 0), sd(T1, T0, 0), r(0x2f, 3, 0, T1, T0, T1)])]);
+                let at =
+                    case.constant(rng.pick(&[0, 0x1000_0001, 1 << 40, 0x9000_0002, u64::MAX - 3]));
+                case.slot(&[
+                    ld(T0, POOL, at),
+                    rng.pick(&[ld(T1, T0, 0), sd(T1, T0, 0), r(0x2f, 3, 0, T1, T0, T1)]),
+                ]);
             }
             _ => {
                 let n = rng.pick(&TRAPS);

@@ -44,7 +44,9 @@ impl Rng {
     fn corner(&mut self) -> u64 {
         match self.below(8) {
             0 => self.pick(&[0, 1, u64::MAX, i64::MIN as u64, i64::MAX as u64, 2]),
-            1 => self.pick(&[0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 0xffff_ffff_8000_0000, 1 << 32]),
+            1 => {
+                self.pick(&[0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 0xffff_ffff_8000_0000, 1 << 32])
+            }
             2 => 1 << self.below(64),
             3 => (self.next() as i64 >> self.below(64)) as u64,
             4 => self.next() >> self.below(64),
@@ -57,11 +59,25 @@ impl Rng {
     pub(crate) fn double(&mut self) -> u64 {
         let sign = self.next() & 1 << 63;
         sign | match self.below(10) {
-            0 => self.pick(&[0, 1, 0x000f_ffff_ffff_ffff, 0x0010_0000_0000_0000, 0x7fef_ffff_ffff_ffff]),
-            1 => self.pick(&[0x7ff0_0000_0000_0000, 0x7ff8_0000_0000_0000, 0x7ff0_0000_0000_0001, 0x7fff_ffff_ffff_ffff]),
+            0 => self.pick(&[
+                0,
+                1,
+                0x000f_ffff_ffff_ffff,
+                0x0010_0000_0000_0000,
+                0x7fef_ffff_ffff_ffff,
+            ]),
+            1 => self.pick(&[
+                0x7ff0_0000_0000_0000,
+                0x7ff8_0000_0000_0000,
+                0x7ff0_0000_0000_0001,
+                0x7fff_ffff_ffff_ffff,
+            ]),
             2 => 0x3ff0_0000_0000_0000 + (self.below(5) << 52) + self.below(3) - 1,
             // Near the limits of integers and of singles.
-            3 => (self.pick(&[31u64, 32, 52, 53, 63, 64, 127, 128]) + 1022 + self.below(2)) << 52 | self.pick(&[0, 1, 0xf_ffff_ffff_ffff, 0x8_0000_0000_0000]),
+            3 => {
+                (self.pick(&[31u64, 32, 52, 53, 63, 64, 127, 128]) + 1022 + self.below(2)) << 52
+                    | self.pick(&[0, 1, 0xf_ffff_ffff_ffff, 0x8_0000_0000_0000])
+            }
             4 => (self.below(60) + 860) << 52 | self.below(1 << 52),
             5 => (self.below(20) + 1013) << 52 | self.below(1 << 20) << 32,
             6 => self.below(1 << 52),
@@ -77,7 +93,10 @@ impl Rng {
             0 => self.pick(&[0, 1, 0x007f_ffff, 0x0080_0000, 0x7f7f_ffff, 0x3f80_0000]),
             1 => self.pick(&[0x7f80_0000, 0x7fc0_0000, 0x7f80_0001, 0x7fff_ffff]),
             2 => 0x3f80_0000 + (self.bits(2) << 23) + self.bits(1),
-            3 => (self.pick(&[31u32, 32, 23, 24, 63, 64]) + 126 + self.bits(1)) << 23 | self.pick(&[0, 1, 0x7f_ffff]),
+            3 => {
+                (self.pick(&[31u32, 32, 23, 24, 63, 64]) + 126 + self.bits(1)) << 23
+                    | self.pick(&[0, 1, 0x7f_ffff])
+            }
             4 => self.bits(23),
             5 => (self.bits(3) + 124) << 23 | self.bits(23),
             _ => self.bits(31),

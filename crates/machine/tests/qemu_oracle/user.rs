@@ -59,7 +59,9 @@ fn memory(rng: &mut Rng) -> u32 {
     if rng.one_in(2) {
         i(0x03, rng.below(7) as u32, dest(rng), base(rng), imm)
     } else {
-        s(0x23, rng.below(4) as u32, base(rng), rng.bits(5), imm)
+        // Not through any register: results of auipc point at the code, which may not change without fence.i.
+        let base = rng.pick(&[SP, SP, SP, D0, D0, D1, D1, 0]);
+        s(0x23, rng.below(4) as u32, base, rng.bits(5), imm)
     }
 }
 
@@ -73,7 +75,9 @@ fn control(rng: &mut Rng, left: u64) -> Vec<u32> {
             let rd = rng.pick(&[1, 3, 7, 15, 28]);
             vec![auipc(rd, 0), jalr(dest(rng), rd, to | rng.bits(1) as i32)]
         }
-        _ => vec![b(rng.pick(&[0, 1, 4, 5, 6, 7]), rng.bits(5), rng.bits(5), to), alu(rng), alu(rng)],
+        _ => {
+            vec![b(rng.pick(&[0, 1, 4, 5, 6, 7]), rng.bits(5), rng.bits(5), to), alu(rng), alu(rng)]
+        }
     }
 }
 
@@ -177,7 +181,9 @@ fn float_op(rng: &mut Rng) -> u32 {
     let rm = if rng.one_in(3) { rng.bits(3) } else { rng.pick(&[0, 1, 2, 3, 4, 7, 7]) };
     let double = rng.bits(1);
     match rng.below(12) {
-        0..=2 => rs3 << 27 | double << 25 | r(rng.pick(&[0x43, 0x47, 0x4b, 0x4f]), rm, 0, rd, rs1, rs2),
+        0..=2 => {
+            rs3 << 27 | double << 25 | r(rng.pick(&[0x43, 0x47, 0x4b, 0x4f]), rm, 0, rd, rs1, rs2)
+        }
         3 | 4 => r(0x53, rm, rng.pick(&[0, 4, 8, 12]) | double, rd, rs1, rs2),
         5 => r(0x53, rm, 0x2c | double, rd, rs1, 0),
         6 => r(0x53, rng.below(3) as u32, 0x10 | double, rd, rs1, rs2),
@@ -192,7 +198,11 @@ fn float_op(rng: &mut Rng) -> u32 {
             _ => {
                 let imm = rng.below(0x400) as i32 - 0x200;
                 let f3 = rng.pick(&[2, 3]);
-                if rng.one_in(2) { i(0x07, f3, rd, base(rng), imm) } else { s(0x27, f3, base(rng), rs2, imm) }
+                if rng.one_in(2) {
+                    i(0x07, f3, rd, base(rng), imm)
+                } else {
+                    s(0x27, f3, base(rng), rs2, imm)
+                }
             }
         },
     }
@@ -206,15 +216,25 @@ pub(crate) fn float(rng: &mut Rng, image: &mut Image) -> Case {
     for k in 0..slots {
         let mut words: Vec<u32> = (0..3).map(|_| float_op(rng)).collect();
         words.push(match rng.below(8) {
-            0 => csr(5, dest(rng), 2, rng.bits(3)),  // frm, reserved modes too
-            1 => csr(1, dest(rng), 3, rng.bits(5)),  // fcsr
-            2 => csr(5, dest(rng), 1, rng.bits(5)),  // fflags
+            0 => csr(5, dest(rng), 2, rng.bits(3)), // frm, reserved modes too
+            1 => csr(1, dest(rng), 3, rng.bits(5)), // fcsr
+            2 => csr(5, dest(rng), 1, rng.bits(5)), // fflags
             3 => csr(1, dest(rng), 2, rng.bits(5)),
             _ => csr(5, dest(rng), 1, 0),
         });
         if k % 8 == 7 {
             // Fresh operands.
-            words = (0..4).map(|_| i(0x07, rng.pick(&[2, 3]), rng.bits(5), SP, (rng.below(0x200) * 4) as i32 - 0x400)).collect();
+            words = (0..4)
+                .map(|_| {
+                    i(
+                        0x07,
+                        rng.pick(&[2, 3]),
+                        rng.bits(5),
+                        SP,
+                        (rng.below(0x200) * 4) as i32 - 0x400,
+                    )
+                })
+                .collect();
         }
         if rng.one_in(12) {
             words[0] = csr(5, 0, 2, rng.below(5) as u32);
@@ -228,12 +248,17 @@ pub(crate) fn float(rng: &mut Rng, image: &mut Image) -> Case {
 fn is_harmless(word: u32, case: &Case) -> bool {
     let insn = isa::decode(word);
     let op = insn.op;
-    let jumps = matches!(op, Op::Jal | Op::Jalr | Op::Beq | Op::Bne | Op::Blt | Op::Bge | Op::Bltu | Op::Bgeu);
+    let jumps = matches!(
+        op,
+        Op::Jal | Op::Jalr | Op::Beq | Op::Bne | Op::Blt | Op::Bge | Op::Bltu | Op::Bgeu
+    );
     let system = op >= Op::CsrRw && op <= Op::CsrRci || matches!(op, Op::Mret | Op::Sret | Op::Wfi);
     let sc = matches!(op, Op::ScW | Op::ScD);
     let svinval = case.mode == U && matches!(op, Op::SfenceWInval | Op::SfenceInvalIr);
     // Exception "FS": flags alone do not make QEMU's mstatus.FS dirty.
-    let flags = case.mstatus & FS_DIRTY == FS_INITIAL && word & 0x7f == 0x53 && matches!(word >> 25 & !1, 0x50 | 0x60);
+    let flags = case.mstatus & FS_DIRTY == FS_INITIAL
+        && word & 0x7f == 0x53
+        && matches!(word >> 25 & !1, 0x50 | 0x60);
     !flags && !svinval && !jumps && !system && !sc && !RESERVED.contains(&u32::from(insn.rd))
 }
 
@@ -252,9 +277,28 @@ pub(crate) fn words(rng: &mut Rng, image: &mut Image) -> Case {
                 2 => alu(rng) ^ 1 << rng.bits(5),
                 3 => float_op(rng) ^ 1 << rng.bits(5),
                 4 => r(0x2f, rng.bits(3), rng.bits(7), dest(rng), D0, rng.bits(5)),
-                5 => (u32::from(rng.one_in(3)) << rng.bits(5)) ^ rng.pick(&[ECALL, EBREAK, SFENCE, 0x1600_0073, 0x1800_0073, 0x1810_0073, 0xf, 0x100f, 0x0100_000f]),
+                5 => {
+                    (u32::from(rng.one_in(3)) << rng.bits(5))
+                        ^ rng.pick(&[
+                            ECALL,
+                            EBREAK,
+                            SFENCE,
+                            0x1600_0073,
+                            0x1800_0073,
+                            0x1810_0073,
+                            0xf,
+                            0x100f,
+                            0x0100_000f,
+                        ])
+                }
                 6 => r(0x53, rng.bits(3), rng.bits(7), dest(rng), rng.bits(5), rng.bits(5)),
-                _ => rng.bits(32) & !0x7f | rng.pick(&[0x03, 0x07, 0x0b, 0x0f, 0x13, 0x1b, 0x23, 0x27, 0x2b, 0x2f, 0x33, 0x3b, 0x43, 0x53, 0x57, 0x5b, 0x6b, 0x73, 0x77, 0x7b, 0x1f, 0x3f, 0x5f, 0x7f]),
+                _ => {
+                    rng.bits(32) & !0x7f
+                        | rng.pick(&[
+                            0x03, 0x07, 0x0b, 0x0f, 0x13, 0x1b, 0x23, 0x27, 0x2b, 0x2f, 0x33, 0x3b,
+                            0x43, 0x53, 0x57, 0x5b, 0x6b, 0x73, 0x77, 0x7b, 0x1f, 0x3f, 0x5f, 0x7f,
+                        ])
+                }
             };
             if is_harmless(word, &case) && (word & 3 == 3 || is_harmless(word & 0xffff, &case)) {
                 break word;
