@@ -215,6 +215,9 @@ pub struct VmStatus {
     pub failover: Option<FailoverTimes>,
     /// What is under way.
     pub progress: Option<Progress>,
+    /// How long the guest stood still when this host last began to protect it, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protect_pause_us: Option<u64>,
 }
 
 /// What the daemon does with requests; called on the connections' threads.
@@ -479,6 +482,7 @@ mod tests {
             icount: 9,
             failover: Some(FailoverTimes { detection_us: 1, ..Default::default() }),
             progress: None,
+            protect_pause_us: None,
         }
     }
 

@@ -15,6 +15,7 @@ pub mod console;
 pub mod control;
 pub mod daemon;
 pub mod disk;
+mod huge;
 pub mod log;
 pub mod name;
 pub mod one_line;

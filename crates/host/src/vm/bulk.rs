@@ -339,7 +339,9 @@ impl Builder {
             };
             self.images = Default::default();
             self.image_sizes = [0; 3];
-            self.machine = Some(Machine::restore(&head.saved, images).map_err(|e| one_line(&e))?);
+            let machine = Machine::restore(&head.saved, images).map_err(|e| one_line(&e))?;
+            crate::huge::advise(machine.ram().bytes());
+            self.machine = Some(machine);
         }
         self.machine.as_mut().ok_or_else(|| "the snapshot has no machine state".to_owned())
     }

@@ -76,8 +76,19 @@ pub struct Vm {
     env: Arc<Env>,
 }
 
+/// Starts a thread. The threads that acknowledge, release and keep time need little, but at once: they go before the
+/// vCPU, and that before copying; a wish, which takes CAP_SYS_NICE.
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    let nice = match name {
+        "link" | "timer" | "arbiter" => -15,
+        "bulk" | "protect" => 5,
+        _ => 0,
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // On Linux this is about the calling thread alone.
+        let _ = rustix::process::setpriority_process(None, nice);
+        run();
+    });
     thread.map(drop).map_err(|e| format!("cannot start thread {name}: {e}"))
 }
 
@@ -272,6 +283,7 @@ impl Vm {
             icount: self.shared.icount.load(Ordering::Relaxed),
             failover,
             progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
+            protect_pause_us: (inner.arm_pause_us > 0).then_some(inner.arm_pause_us),
         }
     }
 

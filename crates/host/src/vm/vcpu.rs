@@ -176,6 +176,7 @@ impl Vcpu {
         let definition = self.definition.as_ref().ok_or("no definition of this VM is known here")?;
         let (config, images) = definition.machine()?;
         let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
+        crate::huge::advise(machine.ram().bytes());
         let disks = definition.open(&self.shared, true)?;
         let recording = match &definition.record {
             Some(dir) => Recording::start(dir, &machine).map_err(|e| one_line(&e))?,
