@@ -369,3 +369,149 @@ impl<F: FnMut(&[u8])> Replayer<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use machine::config::MachineConfig;
+    use machine::io::Input;
+
+    use super::super::record::Recording;
+    use super::*;
+
+    const PLAIN: ReplayOptions = ReplayOptions { slice: u64::MAX, drop_caches_every: None };
+
+    /// Counts, for ever.
+    fn counting_machine() -> Machine {
+        let code = [0x0012_8293u32, 0xffdf_f06f].map(u32::to_le_bytes).concat();
+        let config = MachineConfig {
+            harts: 1,
+            ram_size: 32 << 20,
+            nets: vec![],
+            disks: vec![],
+            consoles: 0,
+            rngs: 0,
+            rtc_base_ns: 5,
+            rng_seed: vec![1, 2, 3],
+        };
+        let images = BootImages { bios: Some(code.into()), ..BootImages::default() };
+        Machine::new(config, images).unwrap()
+    }
+
+    fn run_to(machine: &mut Machine, until: u64) {
+        assert_eq!(machine.run(until, &AtomicBool::new(false)), Exit::Reached);
+    }
+
+    /// Records inputs at 1000 and 2000 and digests after them; the one at 2000 is changed by `error`.
+    fn record(dir: &Path, error: u64) {
+        let mut machine = counting_machine();
+        let mut recording = Recording::start(dir, &machine).unwrap();
+        for at in [1000, 2000] {
+            run_to(&mut machine, at);
+            let input = Input::Console { dev: 0, bytes: b"typed".to_vec() };
+            machine.apply(&input).unwrap();
+            recording.input(at, &input);
+            let wrong = if at == 2000 { error } else { 0 };
+            recording.digest(at, machine.digest() ^ wrong);
+            recording.mark(at);
+        }
+        run_to(&mut machine, 3000);
+        recording.finish(&mut machine);
+        assert!(!recording.is_on());
+    }
+
+    fn again(dir: &Path, options: ReplayOptions) -> Replayed {
+        replay(dir, options, |_| {}).unwrap()
+    }
+
+    #[test]
+    fn recording_replays_whole_whatever_the_slices() {
+        let work = tempfile::tempdir().unwrap();
+        let dir = work.path().join("recording");
+        record(&dir, 0);
+        for slice in [1, 7, 1024, u64::MAX] {
+            for drop_caches_every in [None, Some(1), Some(333)] {
+                let all = again(&dir, ReplayOptions { slice, drop_caches_every });
+                let records = 8;
+                assert_eq!(
+                    all,
+                    Replayed { icount: 3000, records, digests: 3, end: ReplayEnd::Whole }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn digest_that_differs_is_divergence_where_it_stands() {
+        let work = tempfile::tempdir().unwrap();
+        let dir = work.path().join("recording");
+        record(&dir, 1);
+        let part = again(&dir, PLAIN);
+        assert_eq!((part.icount, part.digests), (2000, 1));
+        assert!(matches!(part.end, ReplayEnd::Diverged { icount: 2000, .. }), "{}", part.end);
+    }
+
+    #[test]
+    fn log_cut_or_changed_anywhere_is_reported_and_never_taken_for_whole() {
+        let work = tempfile::tempdir().unwrap();
+        let dir = work.path().join("recording");
+        record(&dir, 0);
+        let path = dir.join(LOG_FILE);
+        let log = fs::read(&path).unwrap();
+        for at in 0..log.len() {
+            fs::write(&path, &log[..at]).unwrap();
+            let cut = again(&dir, PLAIN);
+            assert!(
+                matches!(cut.end, ReplayEnd::Truncated { offset, .. } if offset <= at as u64),
+                "{}",
+                cut.end
+            );
+            let mut bytes = log.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, &bytes).unwrap();
+            let changed = again(&dir, PLAIN);
+            let is_found =
+                matches!(changed.end, ReplayEnd::Corrupt { .. } | ReplayEnd::Truncated { .. });
+            assert!(is_found, "byte {at}: {}", changed.end);
+            assert!(cut.icount <= 3000 && changed.icount <= 3000);
+        }
+    }
+
+    #[test]
+    fn what_is_no_recording_is_refused_with_the_file_that_is_wrong() {
+        let work = tempfile::tempdir().unwrap();
+        let dir = work.path().join("recording");
+        let refusal = || crate::one_line::one_line(&replay(&dir, PLAIN, |_| {}).unwrap_err());
+        assert!(refusal().contains("recording/machine"), "{}", refusal());
+        record(&dir, 0);
+        let (path, bios) = (dir.join(MACHINE_FILE), dir.join(IMAGE_FILES[0]));
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            assert!(refusal().contains("recording/machine: it "), "byte {at}: {}", refusal());
+        }
+        fs::write(&path, &good).unwrap();
+        fs::write(&bios, b"another").unwrap();
+        assert!(refusal().contains("recording/bios is not what"), "{}", refusal());
+        fs::remove_file(&bios).unwrap();
+        assert!(
+            refusal().contains("cannot read") && refusal().contains("recording/bios"),
+            "{}",
+            refusal()
+        );
+    }
+
+    #[test]
+    fn directory_in_use_is_left_alone_and_a_failed_start_leaves_nothing() {
+        let work = tempfile::tempdir().unwrap();
+        let dir = work.path().join("recording");
+        let start = |dir: &Path| Recording::start(dir, &counting_machine());
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("mine"), b"mine").unwrap();
+        assert!(start(&dir).unwrap_err().to_string().ends_with("it is not empty"));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        assert!(start(&dir.join("no/such")).is_err());
+        assert_eq!(fs::read_dir(work.path()).unwrap().count(), 1);
+    }
+}
