@@ -406,7 +406,13 @@ fn run_timer(shared: &Arc<Shared>) {
             None => 20_000,
         };
         if wait > 0 {
-            std::thread::sleep(Duration::from_micros(wait.clamp(500, 100_000)));
+            let before = Instant::now();
+            let wait = Duration::from_micros(wait.clamp(500, 100_000));
+            std::thread::sleep(wait);
+            let late = before.elapsed().saturating_sub(wait);
+            if late > Duration::from_millis(50) {
+                tracing(shared, &format!("this host did not run its daemon for {} ms", late.as_millis()));
+            }
         } else {
             shared.feed(Event::Tick);
         }

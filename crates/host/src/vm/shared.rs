@@ -133,6 +133,15 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// Ends a link. Dropping the sender says goodbye after what was sent before, which takes its time with a peer that does
+/// not read: not for the thread that holds the lock.
+fn retire(entry: LinkEntry) {
+    let spawned = std::thread::Builder::new().name("goodbye".to_owned()).spawn(move || drop(entry));
+    if let Err(e) = spawned {
+        crate::log::line(&format!("cannot start a thread to end a link: {e}"));
+    }
+}
+
 /// The host's monotonic clock.
 pub(crate) fn mono_now() -> MonoTime {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -272,7 +281,8 @@ impl Shared {
     /// The link is gone.
     pub(crate) fn link_closed(&self, link: LinkId) {
         let mut inner = self.lock();
-        if inner.links.remove(&link).is_some() {
+        if let Some(entry) = inner.links.remove(&link) {
+            retire(entry);
             self.feed_locked(&mut inner, Event::LinkClosed { link });
         }
     }
@@ -309,17 +319,23 @@ impl Shared {
                 if let Err(e) = entry.sender.send(&replica::encode(&message)) {
                     inner.last_problem = Some(format!("link to peer failed: {e}"));
                     entry.sender.abort();
-                    inner.links.remove(&link);
+                    inner.links.remove(&link).map(retire);
                     events.push_back(Event::LinkClosed { link });
                 }
             }
-            Command::DropLink { link, .. } => {
-                // Dropping the sender says goodbye after what was sent before.
-                drop(inner.links.remove(&link));
+            Command::DropLink { link, reason } => {
+                let status = inner.node.status();
+                tracing(self, &format!("drops a link: {reason} (now {:?}, {:?})", status.role, status.protection));
+                if let Some(entry) = inner.links.remove(&link) {
+                    retire(entry);
+                }
                 self.has_follower.store(false, Ordering::Relaxed);
             }
             Command::ArbiterRead { op } => self.ask(Question::Read { op }, events),
             Command::ArbiterCas { op, expected, new } => {
+                let name = |h: &Option<HostId>| h.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+                let (live, secondary) = (name(&new.live), name(&new.secondary));
+                tracing(self, &format!("claims generation {}: live {live}, secondary {secondary}", new.generation));
                 self.ask(Question::Cas { op, expected, new }, events);
             }
             Command::RunFresh { generation } => self.mailbox.post(Mail::Run { generation }),
@@ -470,7 +486,7 @@ impl Shared {
         if wanted {
             self.feed_locked(&mut inner, Event::ReplicaFailed { reason });
         } else if let Some((&link, _)) = inner.links.iter().find(|(_, e)| e.session == session) {
-            inner.links.remove(&link);
+            inner.links.remove(&link).map(retire);
             self.feed_locked(&mut inner, Event::LinkClosed { link });
         }
     }
