@@ -141,6 +141,8 @@ impl DiskHandle {
     /// Starts to copy the disk to `sink` while requests go on; a copy under way is dropped. Progress is in
     /// [`Self::status`].
     pub fn begin_copy(&self, sink: Box<dyn ChunkSink>) {
+        // Whoever looks before the disk's thread has begun must not see how an earlier copy went.
+        self.status.lock().copy = None;
         self.queue.push_unbounded(Message::BeginCopy { sink });
     }
 
