@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cli;
 mod demo;
 
@@ -25,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Show it: three hosts on this machine, a protected VM, and one host after the other failing.
     Demo(demo::DemoArgs),
+    /// Measure the figures that this project aims at, and print them.
+    Bench(bench::BenchArgs),
     /// Run one unprotected VM in this terminal.
     Run(cli::run::RunArgs),
     /// Run a recorded VM again, and compare every digest.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(&args),
         Command::Run(args) => cli::run::run(args),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Host { config } => {

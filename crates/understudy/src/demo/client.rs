@@ -25,12 +25,13 @@ const CHUNK: u64 = 1000;
 
 /// One connection to a Redis server.
 #[derive(Debug)]
-struct Connection {
+pub(crate) struct Connection {
     stream: BufReader<TcpStream>,
 }
 
 impl Connection {
-    fn open(address: SocketAddr, silence_max: Duration) -> io::Result<Self> {
+    /// Connects; an answer that takes longer than `silence_max` is an error.
+    pub(crate) fn open(address: SocketAddr, silence_max: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(silence_max))?;
@@ -58,6 +59,12 @@ impl Connection {
         if line.starts_with('-') { Err(io::Error::other(line)) } else { Ok(line) }
     }
 
+    /// Sends a request of any words, and takes a one-line answer.
+    pub(crate) fn request(&mut self, words: &[&str]) -> io::Result<String> {
+        self.send(words)?;
+        self.line()
+    }
+
     fn integer(&mut self) -> io::Result<u64> {
         let line = self.line()?;
         number(&line, ':').ok_or_else(|| io::Error::other(format!("unexpected answer {line:?}")))
@@ -70,11 +77,11 @@ fn number(line: &str, mark: char) -> Option<u64> {
 
 /// What the client has seen so far.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// Writes acknowledged.
-    pub(super) acked: u64,
+    pub(crate) acked: u64,
     /// Why the connection broke.
-    pub(super) broken: Option<String>,
+    pub(crate) broken: Option<String>,
     last_ack: Option<Instant>,
     gap_max: Duration,
 }
@@ -89,7 +96,7 @@ impl Seen {
     }
 
     /// Longest time between two acknowledgements since [`Client::begin_window`], the one still lasting included.
-    pub(super) fn gap(&self, now: Instant) -> Duration {
+    pub(crate) fn gap(&self, now: Instant) -> Duration {
         let lasting =
             self.last_ack.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
         self.gap_max.max(lasting)
@@ -98,7 +105,7 @@ impl Seen {
 
 /// The running client; see the module documentation.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     // Guards what the client's thread and the demo's both use; held for a few instructions only.
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
@@ -107,7 +114,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Connects and starts to write. `enter` is called on the client's thread first and puts it where it belongs.
-    pub(super) fn start(
+    pub(crate) fn start(
         address: SocketAddr,
         enter: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<Self> {
@@ -125,17 +132,17 @@ impl Client {
     }
 
     /// What it has seen so far.
-    pub(super) fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         lock(&self.seen).clone()
     }
 
     /// Forgets gaps that are over; the time since the last acknowledgement counts on.
-    pub(super) fn begin_window(&self) {
+    pub(crate) fn begin_window(&self) {
         lock(&self.seen).gap_max = Duration::ZERO;
     }
 
     /// Lets it finish the write under way, and stops it.
-    pub(super) fn finish(mut self) -> Seen {
+    pub(crate) fn finish(mut self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -166,17 +173,16 @@ fn write_until(address: SocketAddr, seen: &Mutex<Seen>, stop: &AtomicBool) -> an
 }
 
 /// Whether Redis answers at `address`; call it where the client belongs.
-pub(super) fn answers(address: SocketAddr) -> bool {
+pub(crate) fn answers(address: SocketAddr) -> bool {
     let ask = || -> io::Result<String> {
         let mut connection = Connection::open(address, Duration::from_secs(2))?;
-        connection.send(&["PING"])?;
-        connection.line()
+        connection.request(&["PING"])
     };
     ask().is_ok_and(|answer| answer == "+PONG")
 }
 
 /// Reads everything back through a new connection; how many of the `acked` writes are missing.
-pub(super) fn count_lost(address: SocketAddr, acked: u64) -> anyhow::Result<u64> {
+pub(crate) fn count_lost(address: SocketAddr, acked: u64) -> anyhow::Result<u64> {
     let mut connection = Connection::open(address, Duration::from_secs(30)).context("connect")?;
     let mut wanted = 1..=acked;
     let mut expected = wanted.next();

@@ -4,6 +4,7 @@
 //! A daemon that is dead, stopped or not yet up gives no answer within a bound: never an endless wait. The thread that
 //! asked a stopped daemon ends when that goes on or dies.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -17,12 +18,12 @@ const STATUS_MAX: Duration = Duration::from_secs(1);
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Whether a secondary can take over at once.
-pub(super) fn is_protected(status: &VmStatus) -> bool {
+pub(crate) fn is_protected(status: &VmStatus) -> bool {
     status.state == Protection::Protected
 }
 
 /// A machine's state as one line for people.
-pub(super) fn words(status: &VmStatus) -> String {
+pub(crate) fn words(status: &VmStatus) -> String {
     if is_protected(status) {
         return "Protected".to_owned();
     }
@@ -50,24 +51,24 @@ fn detail_words(detail: Detail) -> &'static str {
 
 /// Asks the daemon behind one control socket.
 #[derive(Debug, Clone)]
-pub(super) struct Control {
+pub(crate) struct Control {
     socket: PathBuf,
 }
 
 impl Control {
     /// For the daemon with this control socket.
-    pub(super) fn new(socket: &Path) -> Self {
+    pub(crate) fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned() }
     }
 
     /// Whether the daemon answers at all.
-    pub(super) fn answers(&self) -> bool {
+    pub(crate) fn answers(&self) -> bool {
         let all = Request::Status { vm: None };
         matches!(self.ask(all, STATUS_MAX), Ok(Response::Status { .. }))
     }
 
     /// How the daemon sees the machine `name`.
-    pub(super) fn view(&self, name: &str) -> Option<VmStatus> {
+    pub(crate) fn view(&self, name: &str) -> Option<VmStatus> {
         // All are asked for, since one that a host does not know is no error here.
         match self.ask(Request::Status { vm: None }, STATUS_MAX) {
             Ok(Response::Status { vms }) => vms.into_iter().find(|vm| vm.name == name),
@@ -76,10 +77,33 @@ impl Control {
     }
 
     /// Has the daemon start the machine that `file` describes.
-    pub(super) fn start(&self, file: &Path) -> anyhow::Result<()> {
+    pub(crate) fn start(&self, file: &Path) -> anyhow::Result<()> {
         let config =
             std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        match self.ask(Request::Start { config, path: file.to_owned() }, START_MAX)? {
+        self.done(Request::Start { config, path: file.to_owned() }, START_MAX)
+    }
+
+    /// Has the daemon make a secondary of the machine `name`.
+    pub(crate) fn protect(&self, name: &str, host: Option<&str>) -> anyhow::Result<()> {
+        let request = Request::Protect { vm: name.to_owned(), host: host.map(str::to_owned) };
+        self.done(request, START_MAX)
+    }
+
+    /// Has the daemon give the secondary of the machine `name` up.
+    pub(crate) fn unprotect(&self, name: &str) -> anyhow::Result<()> {
+        self.done(Request::Unprotect { vm: name.to_owned() }, START_MAX)
+    }
+
+    /// A connection to the first console of the machine `name`, and what came on it already.
+    pub(crate) fn console(&self, name: &str) -> anyhow::Result<(UnixStream, Vec<u8>)> {
+        match Client::connect(&self.socket)?.console(name, 0)? {
+            Ok(console) => Ok(console),
+            Err(refusal) => bail!("the daemon refuses the console: {refusal:?}"),
+        }
+    }
+
+    fn done(&self, request: Request, bound: Duration) -> anyhow::Result<()> {
+        match self.ask(request, bound)? {
             Response::Done => Ok(()),
             Response::Error { message, .. } => bail!("the daemon refuses: {message}"),
             other => bail!("unexpected answer {other:?}"),
@@ -100,7 +124,7 @@ impl Control {
 }
 
 #[cfg(test)]
-pub(super) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus {
+pub(crate) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus {
     VmStatus {
         name: "redis".into(),
         role: host::control::Role::Primary,
@@ -116,6 +140,7 @@ pub(super) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus
         icount: 0,
         failover: None,
         progress: None,
+        protect_pause_us: None,
     }
 }
 

@@ -1,12 +1,12 @@
 //! What the demo does to a host.
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A way for a host to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// SIGKILL for the host's daemon and all its processes: peers see closed connections.
     Kill,
     /// SIGSTOP: silence, and a host that believes to be live when it wakes up.
@@ -19,10 +19,10 @@ pub(super) enum Fault {
 
 impl Fault {
     /// All of them, in the order in which `--fault all` goes through them.
-    pub(super) const ALL: [Self; 4] = [Self::Kill, Self::Freeze, Self::Partition, Self::Power];
+    pub(crate) const ALL: [Self; 4] = [Self::Kill, Self::Freeze, Self::Partition, Self::Power];
 
     /// Word for people.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
             Self::Freeze => "freeze",
@@ -31,20 +31,30 @@ impl Fault {
         }
     }
 
+    /// Itself in every round.
+    pub(crate) fn always(self) -> FaultChoice {
+        match self {
+            Self::Kill => FaultChoice::Kill,
+            Self::Freeze => FaultChoice::Freeze,
+            Self::Partition => FaultChoice::Partition,
+            Self::Power => FaultChoice::Power,
+        }
+    }
+
     /// Whether the host's daemon is gone after it.
-    pub(super) fn kills(self) -> bool {
+    pub(crate) fn kills(self) -> bool {
         matches!(self, Self::Kill | Self::Power)
     }
 
     /// Whether the host's switch port goes down.
-    pub(super) fn cuts(self) -> bool {
+    pub(crate) fn cuts(self) -> bool {
         matches!(self, Self::Partition | Self::Power)
     }
 }
 
 /// `--fault`: one of them, or all in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum FaultChoice {
+pub(crate) enum FaultChoice {
     /// Kill the live host's processes.
     Kill,
     /// Stop the live host's processes, and let them go on later.
@@ -59,7 +69,7 @@ pub(super) enum FaultChoice {
 
 impl FaultChoice {
     /// The fault of a round, counted from 0.
-    pub(super) fn for_round(self, round: u32) -> Fault {
+    pub(crate) fn for_round(self, round: u32) -> Fault {
         match self {
             Self::Kill => Fault::Kill,
             Self::Freeze => Fault::Freeze,

@@ -18,7 +18,6 @@ use guest::GuestFiles;
 use host::control::VmStatus;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::DemoArgs;
 use super::control::{Control, words};
 use super::fault::Fault;
 use super::net::{self, Station};
@@ -28,11 +27,11 @@ use super::rounds::Cluster;
 /// Names of the hosts; host `n` has address `10.77.0.n`.
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 /// The machine's name.
-const VM: &str = "redis";
+pub(crate) const VM: &str = "redis";
 /// The machine's address.
 const VM_ADDRESS: &str = "10.77.0.10";
 /// The namespace that the client is in.
-pub(super) const CLIENT: &str = "client";
+pub(crate) const CLIENT: &str = "client";
 const WITNESS: &str = "witness";
 const WITNESS_ADDRESS: &str = "10.77.0.100";
 /// The machine's disk, the same path on every host.
@@ -42,6 +41,19 @@ const UP_MAX: Duration = Duration::from_secs(20);
 /// Longest boot of the guest.
 const BOOT_MAX: Duration = Duration::from_secs(300);
 
+/// What machine the hosts run, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Memory, as `512M`.
+    pub(crate) memory: String,
+    /// Harts.
+    pub(crate) harts: u8,
+    /// How long a silent peer counts as alive, in milliseconds.
+    pub(crate) detection_ms: u32,
+    /// Whether a secondary is wanted from the start.
+    pub(crate) is_protected: bool,
+}
+
 struct Host {
     name: &'static str,
     dir: PathBuf,
@@ -50,28 +62,28 @@ struct Host {
 }
 
 /// The running hosts; all children are killed when dropped.
-pub(super) struct Lab {
+pub(crate) struct Lab {
     exe: PathBuf,
     dir: PathBuf,
     guest: GuestFiles,
     arbiter: String,
-    detection_ms: u32,
+    plan: Plan,
     etcd: Option<Child>,
     hosts: Vec<Host>,
 }
 
 /// Where Redis listens.
-pub(super) fn redis_address() -> SocketAddr {
+pub(crate) fn redis_address() -> SocketAddr {
     SocketAddr::from(([10, 77, 0, 10], 6379))
 }
 
 impl Lab {
     /// Makes the network and the arbiter; [`Self::start`] does the rest.
-    pub(super) fn new(
+    pub(crate) fn new(
         dir: &Path,
         guest: GuestFiles,
         etcd: Option<&Path>,
-        args: &DemoArgs,
+        plan: Plan,
         progress: &Progress,
     ) -> anyhow::Result<Self> {
         progress.say("making the network: a switch, three hosts, a client, a witness");
@@ -87,7 +99,7 @@ impl Lab {
             dir: dir.to_owned(),
             guest,
             arbiter: String::new(),
-            detection_ms: args.detection_ms,
+            plan,
             etcd: None,
             hosts: Vec::new(),
         };
@@ -96,8 +108,8 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Starts the three daemons, then the machine, and waits until Redis answers.
-    pub(super) fn start(&mut self, args: &DemoArgs, progress: &Progress) -> anyhow::Result<()> {
+    /// Starts the three daemons, then the machine.
+    pub(crate) fn start(&mut self, progress: &Progress) -> anyhow::Result<()> {
         for name in HOSTS {
             let dir = self.dir.join(name);
             let control = Control::new(&dir.join("control.sock"));
@@ -109,11 +121,15 @@ impl Lab {
         }
         progress.say("h1, h2 and h3 are up");
         let file = self.dir.join("vm.toml");
-        fs::write(&file, vm_text(&self.guest, &args.memory, args.harts))
-            .context("write vm.toml")?;
+        fs::write(&file, vm_text(&self.guest, &self.plan)).context("write vm.toml")?;
         let first = self.hosts.first().context("there is a first host")?;
         first.control.start(&file).context("start the machine on h1")?;
         progress.say("the machine boots Debian's kernel on h1");
+        Ok(())
+    }
+
+    /// Waits until Redis answers.
+    pub(crate) fn wait_redis(&self, progress: &Progress) -> anyhow::Result<()> {
         progress.wait_for(
             "Redis in the machine",
             BOOT_MAX,
@@ -127,8 +143,21 @@ impl Lab {
         Ok(())
     }
 
+    /// The control socket of the daemon of `name`.
+    pub(crate) fn control(&self, name: &str) -> anyhow::Result<&Control> {
+        let host = self.hosts.iter().find(|host| host.name == name);
+        Ok(&host.with_context(|| format!("there is no host {name}"))?.control)
+    }
+
+    /// The process of the daemon of `name`.
+    pub(crate) fn daemon_id(&self, name: &str) -> anyhow::Result<u32> {
+        let host = self.hosts.iter().find(|host| host.name == name);
+        let daemon = host.and_then(|host| host.daemon.as_ref());
+        Ok(daemon.with_context(|| format!("{name} runs no daemon"))?.id())
+    }
+
     /// The last lines that each daemon wrote, for when something went wrong.
-    pub(super) fn log_tails(&self) -> String {
+    pub(crate) fn log_tails(&self) -> String {
         let tail = |host: &Host| {
             let log = fs::read_to_string(host.dir.join("log")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
@@ -174,7 +203,7 @@ impl Lab {
 
     /// Starts the daemon of `name` with fresh state, as a computer that was installed anew.
     fn start_daemon(&mut self, name: &str) -> anyhow::Result<()> {
-        let config = host_text(name, &self.dir, self.detection_ms, &self.arbiter);
+        let config = host_text(name, &self.dir, self.plan.detection_ms, &self.arbiter);
         let host = find(&mut self.hosts, name)?;
         for old in ["state", "vm", "control.sock"] {
             remove(&host.dir.join(old))?;
@@ -310,7 +339,8 @@ fn host_text(name: &str, dir: &Path, detection_ms: u32, arbiter: &str) -> String
 }
 
 /// Configuration of the machine, which may run on each of the hosts.
-fn vm_text(guest: &GuestFiles, memory: &str, harts: u8) -> String {
+fn vm_text(guest: &GuestFiles, plan: &Plan) -> String {
+    let Plan { memory, harts, is_protected, .. } = plan;
     let disk = match guest.disk {
         Some(_) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
         None => String::new(),
@@ -319,7 +349,7 @@ fn vm_text(guest: &GuestFiles, memory: &str, harts: u8) -> String {
         "name = \"{VM}\"\nmemory = \"{memory}\"\nharts = {harts}\nkernel = {}\ninitrd = {}\n\
          append = \"{} understudy.ip={VM_ADDRESS}/24\"\n\n\
          {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:10\"\n\n\
-         [protection]\nenabled = true\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
+         [protection]\nenabled = {is_protected}\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
         quoted(&guest.kernel),
         quoted(&guest.initrd),
         guest.append,
@@ -398,7 +428,8 @@ mod tests {
             r#"{"kernel":"/c/vmlinux","initrd":"/c/initrd","append":"console=ttyS0","disk":"/c/disk",
                 "packages":[],"recipe":""}"#,
         );
-        let text = vm_text(&guest.unwrap(), "512M", 2);
+        let plan = Plan { memory: "512M".into(), harts: 2, detection_ms: 100, is_protected: true };
+        let text = vm_text(&guest.unwrap(), &plan);
         let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
         assert_eq!((config.memory, config.harts), (512 << 20, 2));
         assert_eq!(config.append, "console=ttyS0 understudy.ip=10.77.0.10/24");

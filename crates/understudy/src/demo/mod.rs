@@ -11,15 +11,15 @@
 //! # Failure
 //! Every wait has a bound; on failure the report so far and the last lines of each host's log are shown.
 
-mod client;
-mod control;
-mod fault;
-mod lab;
-mod net;
-mod progress;
-mod report;
-mod rounds;
-mod sandbox;
+pub(crate) mod client;
+pub(crate) mod control;
+pub(crate) mod fault;
+pub(crate) mod lab;
+pub(crate) mod net;
+pub(crate) mod progress;
+pub(crate) mod report;
+pub(crate) mod rounds;
+pub(crate) mod sandbox;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use client::Client;
 use fault::FaultChoice;
-use lab::Lab;
+use lab::{Lab, Plan};
 use progress::Progress;
 
 /// Longest wait for the first protection.
@@ -138,7 +138,7 @@ fn inner_args(args: &DemoArgs, file: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// Does `work` on a thread of its own, and says `what` while it takes time.
-fn aloud<T: Send + 'static>(
+pub(crate) fn aloud<T: Send + 'static>(
     progress: &Progress,
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -162,8 +162,14 @@ fn run_inside(args: &DemoArgs, file: &Path) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     let prepared: Prepared =
         serde_json::from_slice(&fs::read(file).context("read what was prepared")?)?;
+    let plan = Plan {
+        memory: args.memory.clone(),
+        harts: args.harts,
+        detection_ms: args.detection_ms,
+        is_protected: true,
+    };
     let mut lab =
-        Lab::new(&prepared.state_dir, prepared.guest, prepared.etcd.as_deref(), args, &progress)?;
+        Lab::new(&prepared.state_dir, prepared.guest, prepared.etcd.as_deref(), plan, &progress)?;
     let result = perform(&mut lab, args, &progress);
     if !matches!(result, Ok(code) if code == ExitCode::SUCCESS) {
         eprint!("{}", lab.log_tails());
@@ -172,7 +178,8 @@ fn run_inside(args: &DemoArgs, file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn perform(lab: &mut Lab, args: &DemoArgs, progress: &Progress) -> anyhow::Result<ExitCode> {
-    lab.start(args, progress)?;
+    lab.start(progress)?;
+    lab.wait_redis(progress)?;
     rounds::wait_protected(lab, None, PROTECTED_FIRST_MAX, progress)?;
     progress.say("Protected");
     let address = lab::redis_address();

@@ -17,7 +17,7 @@ const SWITCH: &str = "lan";
 
 /// Something with a cable to the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Station {
+pub(crate) enum Station {
     /// A host: its address is on a bridge `br0`, which machines can join.
     Host,
     /// A client or a witness: its address is on the cable's end.
@@ -25,7 +25,7 @@ pub(super) enum Station {
 }
 
 /// Makes the switch.
-pub(super) fn add_switch() -> anyhow::Result<()> {
+pub(crate) fn add_switch() -> anyhow::Result<()> {
     // Named namespaces are mounts below /run: a private one leaves the machine's alone.
     run("mount", &["-t", "tmpfs", "-o", "mode=755", "run", "/run"])?;
     fs::create_dir_all("/run/vm").context("make /run/vm")?;
@@ -48,7 +48,7 @@ pub(super) fn add_switch() -> anyhow::Result<()> {
 }
 
 /// Makes the namespace `name` with address `address` (with its prefix length) and joins it to the switch.
-pub(super) fn add_station(name: &str, kind: Station, address: &str) -> anyhow::Result<()> {
+pub(crate) fn add_station(name: &str, kind: Station, address: &str) -> anyhow::Result<()> {
     let port = port(name);
     ip(&["netns", "add", name])?;
     quiet_ipv6(Some(name))?;
@@ -71,12 +71,12 @@ pub(super) fn add_station(name: &str, kind: Station, address: &str) -> anyhow::R
 }
 
 /// Takes the switch's port of `name` down or up: nothing passes in either direction while it is down.
-pub(super) fn set_port(name: &str, up: bool) -> anyhow::Result<()> {
+pub(crate) fn set_port(name: &str, up: bool) -> anyhow::Result<()> {
     ip(&["link", "set", &port(name), if up { "up" } else { "down" }])
 }
 
 /// Moves the calling thread, and no other, into the namespace `name`. Commands that it runs go there too.
-pub(super) fn enter(name: &str) -> anyhow::Result<()> {
+pub(crate) fn enter(name: &str) -> anyhow::Result<()> {
     let path = file(name);
     let space = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))
@@ -84,7 +84,7 @@ pub(super) fn enter(name: &str) -> anyhow::Result<()> {
 }
 
 /// Does `work` in the namespace `name`, on a thread of its own, while this one waits where it is.
-pub(super) fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+pub(crate) fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| enter(name).map(|()| work()));
         thread.join().map_err(|_| anyhow!("the thread in {name} stopped"))?
@@ -92,7 +92,7 @@ pub(super) fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> an
 }
 
 /// A command that runs `program` in the namespace `name`, with no input, in a process group of its own.
-pub(super) fn command_in(name: &str, program: &str) -> Command {
+pub(crate) fn command_in(name: &str, program: &str) -> Command {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", file(name).display())).arg("--").arg(program);
@@ -124,7 +124,7 @@ fn ip(args: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Runs a command to its end; an error has what it said.
-pub(super) fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
     // Administration tools live where a user's PATH often does not reach.
     let places = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let mut command = Command::new(program);

@@ -10,27 +10,27 @@ const SILENCE_MAX: Duration = Duration::from_millis(1500);
 
 /// Says what goes on, on standard error: standard output is for the result.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     start: Instant,
     last: Cell<Instant>,
 }
 
 impl Progress {
     /// Time counts from now.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let start = Instant::now();
         Self { start, last: Cell::new(start) }
     }
 
     /// One line.
-    pub(super) fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         eprintln!("[{:7.2} s] {text}", self.start.elapsed().as_secs_f64());
         self.last.set(Instant::now());
     }
 
     /// Calls `poll` every `step` until it gives a value, for at most `bound`; says `what` and what `poll` last noted
     /// when there was nothing to read for a while.
-    pub(super) fn wait_for<T>(
+    pub(crate) fn wait_for<T>(
         &self,
         what: &str,
         bound: Duration,

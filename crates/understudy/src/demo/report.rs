@@ -7,48 +7,48 @@ use super::fault::Fault;
 
 /// One round: a fault and what the client saw of it.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Round {
+pub(crate) struct Round {
     /// Counted from 1.
-    pub(super) round: u32,
+    pub(crate) round: u32,
     /// What was done to the live host.
-    pub(super) fault: Fault,
+    pub(crate) fault: Fault,
     /// The live host before.
-    pub(super) from: String,
+    pub(crate) from: String,
     /// The live host after.
-    pub(super) to: String,
+    pub(crate) to: String,
     /// Longest time between two acknowledged writes.
-    pub(super) gap_ms: f64,
+    pub(crate) gap_ms: f64,
     /// The new live host's own account of the failover.
-    pub(super) failover: Option<FailoverTimes>,
+    pub(crate) failover: Option<FailoverTimes>,
     /// Whether the client's connection broke.
-    pub(super) connection_broken: bool,
+    pub(crate) connection_broken: bool,
     /// Writes acknowledged since the demo began.
-    pub(super) writes_acked: u64,
+    pub(crate) writes_acked: u64,
     /// From the fault until the machine was protected again.
-    pub(super) protected_again_s: f64,
+    pub(crate) protected_again_s: f64,
 }
 
 /// The whole demo.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// The rounds that were completed.
-    pub(super) rounds: Vec<Round>,
+    pub(crate) rounds: Vec<Round>,
     /// Writes acknowledged to the client.
-    pub(super) writes_acked: u64,
+    pub(crate) writes_acked: u64,
     /// Acknowledged writes that are not in the database; `None` when it could not be read.
-    pub(super) writes_lost: Option<u64>,
+    pub(crate) writes_lost: Option<u64>,
     /// Why the client's only connection broke, if it did.
-    pub(super) connection_broken: Option<String>,
+    pub(crate) connection_broken: Option<String>,
 }
 
 impl Report {
     /// Whether nothing was lost and nothing broke.
-    pub(super) fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         self.writes_lost == Some(0) && self.connection_broken.is_none() && !self.rounds.is_empty()
     }
 
     /// The table and the summary, for people.
-    pub(super) fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let head = [
             "round",
             "fault",
@@ -108,12 +108,13 @@ fn cells(round: &Round) -> Vec<String> {
 }
 
 /// The value below which `percent` of the sorted values lie (nearest rank); 0 for none.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
-fn align(rows: &[Vec<String>]) -> String {
+/// Rows as columns, the widest cell of each deciding.
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {

@@ -19,7 +19,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_secs(1);
 
 /// What a round needs of the hosts; there is one implementation for real ones, and one in the tests.
-pub(super) trait Cluster {
+pub(crate) trait Cluster {
     /// The machine as `host` sees it, or as any host does; `None` when nobody answers.
     fn view(&self, not: Option<&str>) -> Option<VmStatus>;
     /// Does `fault` to `host`.
@@ -29,7 +29,7 @@ pub(super) trait Cluster {
 }
 
 /// Waits until the machine is protected, by a pair of hosts without `not`; how the hosts see it then.
-pub(super) fn wait_protected(
+pub(crate) fn wait_protected(
     cluster: &impl Cluster,
     not: Option<&str>,
     bound: Duration,
@@ -50,17 +50,31 @@ pub(super) fn wait_protected(
     })
 }
 
+/// Waits until the machine has been protected on the same hosts for a while: a fault while its secondary is being
+/// replaced would be a double one, which nobody promises to survive. Returns the live host.
+fn wait_calm(cluster: &impl Cluster, progress: &Progress) -> anyhow::Result<String> {
+    let begun = Instant::now();
+    loop {
+        let before = wait_protected(cluster, None, PROTECTED_MAX, progress)?;
+        std::thread::sleep(CALM);
+        let after = wait_protected(cluster, None, PROTECTED_MAX, progress)?;
+        if after.generation == before.generation {
+            return after.live_host.context("a protected machine has a live host");
+        }
+        progress.say("the secondary was replaced meanwhile: waiting for a calm moment");
+        anyhow::ensure!(begun.elapsed() < PROTECTED_MAX, "the machine does not stay protected");
+    }
+}
+
 /// One round, counted from 0.
-pub(super) fn run_round(
+pub(crate) fn run_round(
     cluster: &mut impl Cluster,
     client: &Client,
     index: u32,
     fault: Fault,
     progress: &Progress,
 ) -> anyhow::Result<Round> {
-    let before = wait_protected(cluster, None, PROTECTED_MAX, progress)?;
-    let from = before.live_host.context("a protected machine has a live host")?;
-    std::thread::sleep(CALM);
+    let from = wait_calm(cluster, progress)?;
     client.begin_window();
     let acked_before = client.seen().acked;
     progress.say(&format!(
@@ -98,7 +112,7 @@ pub(super) fn run_round(
 }
 
 /// Waits until the client has had answers beyond `acked`, or its connection is broken.
-pub(super) fn wait_answers(client: &Client, acked: u64, progress: &Progress) -> anyhow::Result<()> {
+pub(crate) fn wait_answers(client: &Client, acked: u64, progress: &Progress) -> anyhow::Result<()> {
     progress.wait_for("answers to the client", ANSWER_MAX, Duration::from_millis(10), |_| {
         let seen = client.seen();
         Ok((seen.acked > acked + 10 || seen.broken.is_some()).then_some(()))
@@ -107,7 +121,7 @@ pub(super) fn wait_answers(client: &Client, acked: u64, progress: &Progress) -> 
 
 /// All rounds, until one fails or the connection breaks; then `count_lost` is told how many writes were acknowledged,
 /// reads everything back and says how many are missing. What failed first, if anything did, comes with the report.
-pub(super) fn run_rounds(
+pub(crate) fn run_rounds(
     cluster: &mut impl Cluster,
     client: Client,
     choice: (FaultChoice, u32),

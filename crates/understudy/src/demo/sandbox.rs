@@ -23,21 +23,21 @@ const SPACES: &[&str] = &["--net", "--mount", "--pid", "--fork", "--kill-child",
 
 /// A directory that is removed, with all in it, when dropped, unless it is to be kept.
 #[derive(Debug)]
-pub(super) struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
     keep: bool,
 }
 
 impl StateDir {
     /// A new one among the temporary files.
-    pub(super) fn new(keep: bool) -> anyhow::Result<Self> {
+    pub(crate) fn new(keep: bool) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("understudy-demo-{}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         Ok(Self { path, keep })
     }
 
     /// Where it is.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -53,7 +53,7 @@ impl Drop for StateDir {
 }
 
 /// Makes sure that namespaces can be had, before anything takes time.
-pub(super) fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     let mut probe = unshare();
     let output = probe.arg("true").stdin(Stdio::null()).output();
     let output = output
@@ -70,7 +70,7 @@ pub(super) fn check() -> anyhow::Result<()> {
 }
 
 /// Runs this program with `args` inside, to its end.
-pub(super) fn run_inside(args: &[&str]) -> anyhow::Result<ExitCode> {
+pub(crate) fn run_inside(args: &[&str]) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("handle signals")?;

@@ -1,0 +1,102 @@
+//! The demo's laboratory as the benches use it: one machine, protected or not, as asked.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use guest::GuestFiles;
+use host::control::{Detail, VmStatus};
+use serde::{Deserialize, Serialize};
+
+use super::console::Console;
+use crate::demo::lab::{Lab, Plan, VM};
+use crate::demo::progress::Progress;
+use crate::demo::rounds::{Cluster, wait_protected};
+
+/// Longest wait for protection.
+pub(crate) const PROTECTED_MAX: Duration = Duration::from_secs(120);
+/// Longest boot to a shell.
+const SHELL_MAX: Duration = Duration::from_secs(120);
+/// The host that the machine is started on.
+pub(crate) const FIRST: &str = "h1";
+/// The host that is asked for as its secondary.
+pub(crate) const SECOND: &str = "h2";
+
+/// What the laboratory is made from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Material {
+    /// The guest.
+    pub(crate) guest: GuestFiles,
+    /// The arbiter's program.
+    pub(crate) etcd: Option<std::path::PathBuf>,
+}
+
+/// The hosts, with the machine on the first of them.
+pub(crate) struct Stage {
+    /// The hosts.
+    pub(crate) lab: Lab,
+    /// Where words go.
+    pub(crate) progress: Progress,
+}
+
+impl Stage {
+    /// Makes the hosts below `dir` and starts the machine.
+    pub(crate) fn start(
+        dir: &Path,
+        material: &Material,
+        is_protected: bool,
+    ) -> anyhow::Result<Self> {
+        let progress = Progress::new();
+        let plan = Plan { memory: "512M".into(), harts: 1, detection_ms: 100, is_protected };
+        let etcd = material.etcd.as_deref();
+        let mut lab = Lab::new(dir, material.guest.clone(), etcd, plan, &progress)?;
+        let started = lab.start(&progress);
+        if let Err(error) = started {
+            eprint!("{}", lab.log_tails());
+            return Err(error);
+        }
+        Ok(Self { lab, progress })
+    }
+
+    /// Waits for the shell on the console.
+    pub(crate) fn shell(&self) -> anyhow::Result<Console> {
+        let mut console = Console::attach(self.lab.control(FIRST)?)?;
+        console.wait_for("understudy: shell ready", SHELL_MAX)?;
+        Ok(console)
+    }
+
+    /// How the machine is, as its live host sees it.
+    pub(crate) fn view(&self) -> anyhow::Result<VmStatus> {
+        self.lab.view(None).context("no host tells the machine's state")
+    }
+
+    /// How the machine is, as the first host sees it.
+    pub(crate) fn view_first(&self) -> anyhow::Result<VmStatus> {
+        self.lab
+            .control(FIRST)?
+            .view(VM)
+            .context("the first host does not tell the machine's state")
+    }
+
+    /// Waits until it is protected.
+    pub(crate) fn wait_protected(&self) -> anyhow::Result<VmStatus> {
+        wait_protected(&self.lab, None, PROTECTED_MAX, &self.progress)
+    }
+
+    /// Has the second host protect it, and waits; how long that took.
+    pub(crate) fn protect(&self) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        self.lab.control(FIRST)?.protect(VM, Some(SECOND))?;
+        self.wait_protected()?;
+        Ok(begun.elapsed())
+    }
+
+    /// Gives the secondary up, and waits until it is gone.
+    pub(crate) fn unprotect(&self) -> anyhow::Result<()> {
+        self.lab.control(FIRST)?.unprotect(VM)?;
+        let step = Duration::from_millis(20);
+        self.progress.wait_for("the end of protection", PROTECTED_MAX, step, |_| {
+            Ok((self.view_first()?.detail == Some(Detail::Disabled)).then_some(()))
+        })
+    }
+}
