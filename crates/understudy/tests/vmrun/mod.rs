@@ -1,6 +1,8 @@
 //! Runs guests under `understudy run` for tests, with a bound on every wait.
 
-use std::io::{Read as _, Write as _};
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::io::Write as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
