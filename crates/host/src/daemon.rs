@@ -151,8 +151,11 @@ impl Daemon {
         };
         match link.purpose.as_str() {
             LOG => vm.accept_log(link, preamble.session),
-            BULK if vm.is_spare() => vm.accept_bulk(link, preamble.session),
-            BULK => line(&format!("peer {peer}: VM {} has another role here", preamble.vm)),
+            BULK => {
+                if let Err(e) = vm.accept_bulk(link, preamble.session) {
+                    line(&format!("peer {peer}: {e}"));
+                }
+            }
             other => line(&format!("peer {peer} wants {other:?}, which is not known here")),
         }
     }
@@ -237,6 +240,9 @@ impl Daemon {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 #[derive(Debug)]
 struct Control(Arc<Daemon>);

@@ -249,6 +249,8 @@ impl std::fmt::Debug for Loaded {
 struct Builder {
     definition: Definition,
     mirrors: Vec<Option<MirrorWriter>>,
+    /// Complete ones; they get their final names when everything else is complete, too.
+    mirrors_done: Vec<MirrorWriter>,
     disks_pending: usize,
     head: Option<Box<SnapshotHead>>,
     append: String,
@@ -276,6 +278,7 @@ impl Builder {
         Ok(Self {
             definition,
             mirrors,
+            mirrors_done: Vec::new(),
             disks_pending,
             head: None,
             append: String::new(),
@@ -292,6 +295,9 @@ impl Builder {
             Piece::Disk { dev, item } => self.take_disk(dev, &item)?,
             Piece::Head(head) => self.head = Some(head),
             Piece::Append(append) => self.append = append,
+            Piece::Image { .. } if self.machine.is_some() => {
+                return Err("a boot image of the snapshot comes too late".to_owned());
+            }
             Piece::Image { kind, total, bytes } => {
                 let at = kind as usize;
                 if total > IMAGE_BYTES_MAX || self.images[at].len() as u64 + bytes.len() as u64 > total {
@@ -316,7 +322,7 @@ impl Builder {
         if writer.apply(item).map_err(|e| one_line(&e))?
             && let Some(writer) = mirror.take()
         {
-            writer.finish().map_err(|e| one_line(&e))?;
+            self.mirrors_done.push(writer);
             self.disks_pending -= 1;
         }
         Ok(())
@@ -366,6 +372,9 @@ impl Builder {
         let machine = self.machine.ok_or("the snapshot has no machine state")?;
         if head.pos.icount != machine.icount() {
             return Err("the snapshot's position is not its machine's".to_owned());
+        }
+        for writer in self.mirrors_done {
+            writer.finish().map_err(|e| one_line(&e))?;
         }
         Ok(Loaded { definition: self.definition, machine, pos: head.pos, clock: head.clock })
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use machine::config::{BootImages, MachineConfig};
@@ -70,6 +71,7 @@ impl Definition {
     /// Opens disks, taps and consoles on this host.
     pub(crate) fn open(&self, shared: &Arc<Shared>, is_live: bool) -> Result<Disks, String> {
         let mut disks = Disks::new();
+        let epoch = shared.disk_epoch.fetch_add(1, Ordering::Relaxed) + 1;
         for (index, section) in self.config.disks.iter().enumerate() {
             let mode = match (section.readonly, section.mode) {
                 (true, _) => OpenMode::ReadOnly,
@@ -84,7 +86,7 @@ impl Definition {
                     if let Some(error) = &done.error {
                         shared.lock().last_problem = Some(error.clone());
                     }
-                    shared.mailbox.post(Mail::DiskDone(done));
+                    shared.mailbox.post(Mail::DiskDone { epoch, done });
                 }
             })
             .map_err(|e| format!("VM {}: cannot start a disk's thread: {e}", self.config.name))?;

@@ -26,7 +26,7 @@ mod vcpu;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -49,6 +49,8 @@ use crate::one_line::one_line;
 
 /// Time for one question to the arbiter.
 const ARBITER_TIME_MAX: Duration = Duration::from_secs(1);
+/// Mail that may wait for a machine when something is typed.
+const TYPED_WAITING_MAX: usize = 1024;
 /// How long a start may wait for the arbiter and the devices.
 const START_TIME_MAX: Duration = Duration::from_secs(15);
 
@@ -74,6 +76,8 @@ pub struct Env {
 pub struct Vm {
     shared: Arc<Shared>,
     env: Arc<Env>,
+    /// Held through a start: no other lock is waited for longer than it takes. Two starts have one outcome each.
+    starting: Mutex<()>,
 }
 
 /// Starts a thread. The threads that acknowledge, release and keep time need little, but at once: they go before the
@@ -131,7 +135,7 @@ impl Vm {
         spawn("timer", move || run_timer(&timed))?;
         let protected = Arc::clone(&shared);
         spawn("protect", move || protect::run(&protected, &theirs, &jobs))?;
-        Ok(Self { shared, env: Arc::clone(env) })
+        Ok(Self { shared, env: Arc::clone(env), starting: Mutex::new(()) })
     }
 
     /// Its name.
@@ -149,7 +153,17 @@ impl Vm {
     /// Starts it here, and waits until it runs or cannot.
     #[must_use]
     pub fn start(&self, definition: Definition) -> StartOutcome {
-        self.shared.lock().start_outcome = None;
+        let _one_at_a_time = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_spare() {
+            let reason = format!("VM {} is running or followed here already", self.name());
+            return StartOutcome::Failed { reason };
+        }
+        {
+            let mut inner = self.shared.lock();
+            inner.start_outcome = None;
+            inner.halted = None;
+            inner.last_problem = None;
+        }
         self.shared.mailbox.post(Mail::Define(Box::new(definition.clone())));
         self.shared.define(definition);
         self.set_protection(None, None);
@@ -192,7 +206,9 @@ impl Vm {
     /// Types at a console.
     pub fn type_at(&self, dev: u8, bytes: &[u8]) {
         for piece in bytes.chunks(4096) {
-            self.shared.mailbox.post(Mail::Input(Input::Console { dev, bytes: piece.to_vec() }));
+            let mail = Mail::Input(Input::Console { dev, bytes: piece.to_vec() });
+            // A console that nobody reads loses what is typed, as the UART's FIFO does.
+            let _ = self.shared.mailbox.post_bounded(mail, TYPED_WAITING_MAX);
         }
     }
 
@@ -209,23 +225,37 @@ impl Vm {
         }
     }
 
-    /// A primary connected to send a snapshot.
-    pub(crate) fn accept_bulk(&self, mut link: Link, session: u64) {
+    /// A primary connected to send a snapshot; it is told no unless this host is a spare, or is following it already in
+    /// this very session, whose other connection may be quicker.
+    pub(crate) fn accept_bulk(&self, mut link: Link, session: u64) -> Result<(), String> {
+        if !self.is_spare() && !self.shared.is_loading(session) {
+            let reason = format!("VM {} has another role there", self.name());
+            drop(link.sender.send(reason.as_bytes()));
+            return Err(format!("VM {} has another role here", self.name()));
+        }
         let shared = Arc::clone(&self.shared);
         let receive = move || {
             let started = Instant::now();
             let go_on = || started.elapsed() < Duration::from_secs(2) || shared.has_session(session);
             match bulk::receive(&mut link.receiver, &shared.name, go_on) {
-                Ok(loaded) => shared.loaded(session, Box::new(loaded)),
+                Ok(loaded) => {
+                    // The other connection was made first, but its thread may be slower.
+                    while go_on() && !shared.has_session(session) {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    // An empty frame says that everything is here; without it the primary tries again.
+                    drop(link.sender.send(&[]));
+                    shared.loaded(session, Box::new(loaded));
+                }
                 Err(reason) => {
+                    // The primary shows the reason to people; if it is gone, there is nobody to tell.
+                    drop(link.sender.send(reason.as_bytes()));
                     tracing(&shared, &format!("the snapshot from {} was not taken: {reason}", link.peer));
                     shared.load_failed(session, reason);
                 }
             }
         };
-        if let Err(e) = spawn("bulk", receive) {
-            tracing(&self.shared, &e);
-        }
+        spawn("bulk", receive)
     }
 
     /// Why its machine is off, once it is.
@@ -285,6 +315,12 @@ impl Vm {
             progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
             protect_pause_us: (inner.arm_pause_us > 0).then_some(inner.arm_pause_us),
         }
+    }
+
+    /// Makes a secondary differ from its primary.
+    #[cfg(test)]
+    pub(crate) fn flip_byte(&self) {
+        self.shared.mailbox.post(Mail::Flip);
     }
 
     /// How long the guest stood still when protection last started, in microseconds.

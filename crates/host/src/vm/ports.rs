@@ -125,9 +125,10 @@ impl NetPort {
     }
 }
 
-impl Drop for Ports {
+impl Drop for NetPort {
+    /// Also where the next port cannot be opened: a reader that stays would keep the tap busy.
     fn drop(&mut self) {
-        for waker in self.nets.iter().filter_map(|n| n.waker.as_ref()) {
+        if let Some(waker) = &self.waker {
             waker.wake();
         }
     }

@@ -8,6 +8,7 @@
 //! # Determinism
 //! The host's clock, the network, disks, consoles and random numbers enter here and nowhere else, as [`Input`]s.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -30,6 +31,10 @@ use crate::disk::Completion;
 const SLICE_US: f64 = 1000.0;
 /// Guest time is set anew when the host's is this far ahead, in ticks of 100 ns.
 const CLOCK_SLACK: u64 = 2_000;
+/// Log that is handed over at once, in bytes, so that no message gets too long.
+const LOG_PIECE_BYTES: usize = 8 << 20;
+/// Pause between two parts of a snapshot while the guest does not run: the sender has to keep up anyway.
+const PUMP_PAUSE: Duration = Duration::from_micros(200);
 /// Largest request for entropy that is answered, in bytes.
 const ENTROPY_MAX: u32 = 65_536;
 
@@ -49,11 +54,15 @@ pub(crate) struct Primary {
     outputs: Vec<Output>,
     clock: HostClock,
     snapshot: Option<SnapshotUnderWay>,
+    /// Requests that the guest was told are done before this host went live, while its own disk still had them to do.
+    settled: BTreeSet<(u8, u64)>,
     last_mark: u64,
     last_digest: (Instant, u64),
     digest_interval: Duration,
     is_stopped: bool,
     halt_told: bool,
+    /// Why this host had to power the machine off.
+    lost: Option<String>,
 }
 
 impl Primary {
@@ -76,9 +85,11 @@ impl Primary {
             outputs: Vec::new(),
             clock,
             snapshot: None,
+            settled: BTreeSet::new(),
             digest_interval: definition.digest_interval(),
             is_stopped: false,
             halt_told: false,
+            lost: None,
         }
     }
 
@@ -88,7 +99,8 @@ impl Primary {
     }
 
     /// Gives the guest answers to requests that were made before this host went live.
-    pub(crate) fn answer_outstanding(&mut self, mut completions: Completions) {
+    pub(crate) fn answer_outstanding(&mut self, mut completions: Completions, settled: BTreeSet<(u8, u64)>) {
+        self.settled = settled;
         for kind in self.machine.outstanding() {
             match kind {
                 OutputKind::Blk { dev, id, op } => {
@@ -131,6 +143,16 @@ impl Primary {
         self.input(&input, entry);
     }
 
+    /// The own disk is done with what the guest believes done since long: a failure must not stay hidden.
+    fn settled_done(&mut self, shared: &Shared, done: Completion) {
+        if let Some(error) = done.error {
+            let what = format!("stopped: this host's copy of disk {} lost a write before go-live: {error}", done.dev);
+            tracing(shared, &what);
+            self.input(&Input::PowerOff, Entry::Input(Input::PowerOff));
+            self.lost = Some(what);
+        }
+    }
+
     fn entropy(&mut self, dev: u8, len: u32) {
         let mut bytes = vec![0; len.min(ENTROPY_MAX) as usize];
         let mut filled = 0;
@@ -152,9 +174,17 @@ impl Primary {
                 self.tick(Instant::now());
                 self.input(&input, Entry::Input(input.clone()));
             }
-            Mail::DiskDone(done) => {
+            Mail::DiskDone { done, .. } => {
                 self.tick(Instant::now());
-                self.disk_done(done);
+                if self.settled.remove(&(done.dev, done.id)) {
+                    self.settled_done(shared, done);
+                } else {
+                    self.disk_done(done);
+                }
+                // Many long reads of a shared disk may be done at once: a message has a bound.
+                if self.bytes.len() >= LOG_PIECE_BYTES {
+                    self.hand_over(shared);
+                }
             }
             Mail::PowerOff => self.input(&Input::PowerOff, Entry::Input(Input::PowerOff)),
             Mail::Snapshot { attempt, link, sender } => self.begin_snapshot(shared, attempt, link, sender),
@@ -171,7 +201,7 @@ impl Primary {
             }
             Mail::Wake => self.is_stopped = false,
             Mail::Run { .. }
-            | Mail::Follow(_)
+            | Mail::Follow { .. }
             | Mail::Replay { .. }
             | Mail::GoLive { .. }
             | Mail::Discard { .. }
@@ -179,13 +209,15 @@ impl Primary {
             | Mail::KeepState
             | Mail::Define(_)
             | Mail::Close => {}
+            #[cfg(test)]
+            Mail::Flip => {}
         }
     }
 
     /// Sets guest time from the host's when it has fallen behind.
     fn tick(&mut self, now: Instant) {
         let host = self.clock.mtime(now);
-        if host > self.machine.mtime() + CLOCK_SLACK {
+        if host > self.machine.mtime().saturating_add(CLOCK_SLACK) {
             let input = self.clock.input(now);
             self.input(&input, Entry::Input(input.clone()));
         }
@@ -193,7 +225,18 @@ impl Primary {
 
     /// Takes outputs from the machine: disk requests go to the disks, the rest waits for the hand-over.
     fn collect(&mut self) {
-        for output in self.machine.take_outputs() {
+        // An answer given at once may make the next request: a queue has a bound, and the guest does not run here.
+        loop {
+            let outputs = self.machine.take_outputs();
+            if outputs.is_empty() {
+                return;
+            }
+            self.sort_outputs(outputs);
+        }
+    }
+
+    fn sort_outputs(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
             match output.kind {
                 OutputKind::Blk { dev, id, op } => {
                     let Some(disk) = self.disks.get(usize::from(dev)) else { continue };
@@ -241,12 +284,20 @@ impl Primary {
         let exit = self.machine.run(before.saturating_add(budget), shared.mailbox.stop_flag());
         let took = start.elapsed();
         self.clock.observe(self.machine.icount() - before, took);
+        let end = self.encoder.end();
         self.collect();
+        // What was answered at once may have woken the guest.
+        let is_answered = self.encoder.end() != end;
+        if !self.outputs.is_empty() {
+            // Outputs do not wait for a digest.
+            self.hand_over(shared);
+        }
         self.take_digest(shared);
         self.hand_over(shared);
         let pumping = self.pump_snapshot(shared);
         match exit {
-            Exit::Idle if !pumping => self.wait_idle(shared),
+            Exit::Idle if !pumping && !is_answered => self.wait_idle(shared),
+            Exit::Idle if pumping => shared.mailbox.wait(Some(Instant::now() + PUMP_PAUSE)),
             Exit::Halted => self.tell_halt(shared),
             Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => self.slow_down(shared, took),
         }
@@ -259,9 +310,8 @@ impl Primary {
         if self.machine.halted().is_some() {
             self.tell_halt(shared);
         }
-        if !self.pump_snapshot(shared) {
-            shared.mailbox.wait(Some(Instant::now() + WAIT_MAX));
-        }
+        let pause = if self.pump_snapshot(shared) { PUMP_PAUSE } else { WAIT_MAX };
+        shared.mailbox.wait(Some(Instant::now() + pause));
     }
 
     fn tell_halt(&mut self, shared: &Shared) {
@@ -271,6 +321,7 @@ impl Primary {
         let why = match self.machine.halted() {
             Some(HaltReason::PowerOff { code: 0 }) => "the guest powered off".to_owned(),
             Some(HaltReason::PowerOff { code }) => format!("the guest powered off with code {code}"),
+            Some(HaltReason::Operator) if self.lost.is_some() => self.lost.clone().unwrap_or_default(),
             Some(HaltReason::Operator) => "powered off by the operator".to_owned(),
             Some(HaltReason::GuestFault { reason }) => format!("the machine stopped: {reason}"),
             None => return,
@@ -342,18 +393,15 @@ impl Primary {
             clock: (clock.mtime, clock.at, clock.rate),
         };
         sender.begin(head, self.machine.images().clone());
-        shared.has_follower.store(true, Ordering::Relaxed);
-        shared.feed(Event::ProtectStarted { attempt, link, at });
+        shared.protect_started(attempt, link, at);
         shared.lock().arm_pause_us = u64::try_from(pause.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.snapshot = Some(SnapshotUnderWay { attempt, sender });
     }
 
     fn end_snapshot(&mut self) {
+        // The copies of the disks are the protect thread's to abort: by now they may be those of the next attempt.
         if self.snapshot.take().is_some() {
             self.machine.ram_mut().disarm_snapshot();
-            for disk in self.disks.iter().filter(|d| d.is_mirrored) {
-                disk.handle.abort_copy();
-            }
         }
     }
 

@@ -23,6 +23,11 @@ pub(crate) const BULK: &str = "bulk";
 /// Time to connect.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// Time that a secondary that gave up has to say why.
+const REFUSAL_TIME_MAX: Duration = Duration::from_millis(200);
+/// How much of that is shown.
+const REFUSAL_CHARS_MAX: usize = 400;
+
 /// The first frame of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Preamble {
@@ -96,19 +101,33 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
         bulk::send_all(&mut bulk.sender, &pieces, disks.len(), &go_on)?;
         wait_until_taken(&mut bulk.receiver, &go_on)
     });
-    if result.is_err() {
+    result.map_err(|reason| {
+        let theirs = refusal(&mut bulk.receiver);
         shared.link_closed(link);
-    }
-    result
+        theirs.unwrap_or(reason)
+    })
 }
 
-/// Waits until the new secondary has everything, which it says by closing the connection: closed from here, it would lose
-/// what is still on its way.
+/// Why the new secondary took no more, if it said so.
+fn refusal(receiver: &mut channel::Receiver) -> Option<String> {
+    match receiver.recv(Some(REFUSAL_TIME_MAX)) {
+        Ok(Received::Frame(text)) if !text.is_empty() => Some(for_people(&text)),
+        Ok(Received::Frame(_) | Received::TimedOut | Received::Closed { .. }) | Err(_) => None,
+    }
+}
+
+fn for_people(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(REFUSAL_CHARS_MAX).collect()
+}
+
+/// Waits until the new secondary says that it has everything, by an empty frame; what else it says is why it took none.
 fn wait_until_taken(receiver: &mut channel::Receiver, go_on: &impl Fn() -> bool) -> Result<(), String> {
     while go_on() {
         match receiver.recv(Some(Duration::from_millis(100))) {
-            Ok(Received::Closed { .. }) => return Ok(()),
-            Ok(Received::Frame(_) | Received::TimedOut) => {}
+            Ok(Received::Frame(text)) if text.is_empty() => return Ok(()),
+            Ok(Received::Frame(text)) => return Err(for_people(&text)),
+            Ok(Received::TimedOut) => {}
+            Ok(Received::Closed { .. }) => return Err("it closed the connection before it had everything".to_owned()),
             Err(e) => return Err(one_line(&e)),
         }
     }

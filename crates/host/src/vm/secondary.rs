@@ -43,6 +43,8 @@ pub(crate) struct Secondary {
     next: Option<Record>,
     /// Completions of the own disks that the log has not named.
     completions: Completions,
+    /// Requests that the own disks have and the log has not named.
+    submitted: BTreeSet<(u8, u64)>,
     /// Requests that the log has named before the own disk was done.
     settled: BTreeSet<(u8, u64)>,
     is_failed: bool,
@@ -51,7 +53,7 @@ pub(crate) struct Secondary {
 impl Secondary {
     pub(crate) fn new(loaded: Loaded, disks: Disks) -> Self {
         let clock = ClockBase { mtime: loaded.clock.0, at: loaded.clock.1, rate: loaded.clock.2 };
-        let secondary = Self {
+        let mut secondary = Self {
             machine: loaded.machine,
             disks,
             definition: loaded.definition,
@@ -60,6 +62,7 @@ impl Secondary {
             ends: VecDeque::new(),
             next: None,
             completions: Completions::new(),
+            submitted: BTreeSet::new(),
             settled: BTreeSet::new(),
             is_failed: false,
         };
@@ -75,10 +78,11 @@ impl Secondary {
         self.ends.push_back(end);
     }
 
-    fn submit(&self, kind: OutputKind) {
+    fn submit(&mut self, kind: OutputKind) {
         if let OutputKind::Blk { dev, id, op } = kind
             && let Some(disk) = self.disks.get(usize::from(dev)).filter(|d| d.is_mirrored)
         {
+            self.submitted.insert((dev, id));
             disk.handle.submit(id, op);
         }
     }
@@ -156,6 +160,8 @@ impl Secondary {
                 Exit::Reached => {}
                 Exit::Output => self.collect(shared),
                 Exit::Stopped => return false,
+                // Off at the very step that the log runs to, as the primary is.
+                Exit::Halted if self.machine.icount() == until => {}
                 exit @ (Exit::Idle | Exit::Halted) => {
                     let at = self.machine.icount();
                     self.fail(shared, format!("diverged: the machine is {exit:?} at step {at}, the log runs to {until}"));
@@ -189,9 +195,10 @@ impl Secondary {
     fn report(&mut self, shared: &Shared) {
         self.collect(shared);
         shared.icount.store(self.machine.icount(), Ordering::Relaxed);
-        let position = self.decoder.position();
+        // The record that waits is decoded, but not applied.
+        let applied = self.decoder.position().lsn - u64::from(self.next.is_some());
         let mut reached = None;
-        while self.ends.front().is_some_and(|e| e.lsn <= position.lsn && self.next.is_none()) {
+        while self.ends.front().is_some_and(|e| e.lsn <= applied) {
             reached = self.ends.pop_front();
         }
         if let Some(to) = reached {
@@ -207,8 +214,15 @@ impl Secondary {
                 // The request must have reached the disk before it is waited for.
                 self.collect(shared);
                 let Some(done) = self.completions.remove(&(dev, id)) else {
-                    return Applied::WaitsForDisk(record);
+                    if self.submitted.contains(&(dev, id)) {
+                        return Applied::WaitsForDisk(record);
+                    }
+                    // It would be waited for in vain, while the primary waits for this replica.
+                    let reason = format!("diverged: the log ends read {id} of disk {dev}, which was not made here");
+                    self.fail(shared, reason);
+                    return Applied::Failed;
                 };
+                self.submitted.remove(&(dev, id));
                 Input::BlkDone { dev, id, status: BlkStatus::Ok, data: done.data }
             }
             Entry::Input(input) => {
@@ -230,8 +244,8 @@ impl Secondary {
     /// The log says how a request ended; the own disk's answer is not needed any more.
     fn settle(&mut self, input: &Input) {
         if let Input::BlkDone { dev, id, .. } = input
+            && self.submitted.remove(&(*dev, *id))
             && self.completions.remove(&(*dev, *id)).is_none()
-            && self.disks.get(usize::from(*dev)).is_some_and(|d| d.is_mirrored)
         {
             self.settled.insert((*dev, *id));
         }
@@ -247,6 +261,12 @@ impl Secondary {
         tracing(shared, &format!("diverged at {at}: digest {ours:#018x} here, {theirs:#018x} in the log"));
         shared.feed(Event::Diverged { at, ours, theirs });
         Applied::Failed
+    }
+
+    #[cfg(test)]
+    pub(crate) fn flip_byte(&mut self) {
+        let last = machine::ram::RAM_BASE + self.machine.ram().size() - 1;
+        self.machine.ram_mut().write(last, &[0x5a]).unwrap();
     }
 
     /// Writes the state to files for study.
@@ -270,9 +290,9 @@ impl Secondary {
                 ports.set_live(true);
             }
         }
-        let Self { machine, disks, definition, clock, completions, .. } = *self;
+        let Self { machine, disks, definition, clock, completions, settled, .. } = *self;
         let mut primary = Primary::new(machine, disks, Encoder::new(at, clock), &definition);
-        primary.answer_outstanding(completions);
+        primary.answer_outstanding(completions, settled);
         primary
     }
 }

@@ -92,6 +92,10 @@ pub(crate) struct Inner {
     pub(crate) ports: Option<Ports>,
     /// The link whose snapshot is wanted.
     loading: Option<LinkId>,
+    /// The link of the primary that is followed: nobody else knows what has left.
+    primary: Option<LinkId>,
+    /// The link of the secondary that replays the log.
+    follower: Option<LinkId>,
     /// A snapshot that came before it was asked for, by session.
     early: Option<(u64, Box<Loaded>)>,
     protect_running: BTreeMap<u64, Arc<AtomicBool>>,
@@ -104,6 +108,9 @@ pub(crate) struct Inner {
     pub(crate) definition: Option<Definition>,
     /// How long the guest stood still when protection last started.
     pub(crate) arm_pause_us: u64,
+    /// To the threads that end when these are gone.
+    arbiter: Option<mpsc::Sender<Question>>,
+    protect: Option<mpsc::Sender<ProtectJob>>,
 }
 
 /// See the module documentation.
@@ -114,9 +121,9 @@ pub(crate) struct Shared {
     pub(crate) mailbox: Mailbox<Mail>,
     /// The UART's and the virtio consoles' output; they outlive machines.
     pub(crate) consoles: Vec<ConsoleHub>,
-    arbiter: mpsc::Sender<Question>,
-    protect: mpsc::Sender<ProtectJob>,
     next_link: AtomicU64,
+    /// Counts the openings of disks.
+    pub(crate) disk_epoch: AtomicU64,
     pub(crate) log_bytes: AtomicU64,
     /// Log bandwidth in bytes per second, over the last second.
     pub(crate) log_rate: AtomicU64,
@@ -183,6 +190,8 @@ impl Shared {
                 released: 0,
                 ports: None,
                 loading: None,
+                primary: None,
+                follower: None,
                 early: None,
                 protect_running: BTreeMap::new(),
                 start_outcome: None,
@@ -192,12 +201,13 @@ impl Shared {
                 halted: None,
                 definition: None,
                 arm_pause_us: 0,
+                arbiter: Some(arbiter),
+                protect: Some(protect),
             }),
             mailbox: Mailbox::default(),
             consoles: (0..CONSOLES).map(|_| ConsoleHub::new()).collect(),
-            arbiter,
-            protect,
             next_link: AtomicU64::new(1),
+            disk_epoch: AtomicU64::new(0),
             log_bytes: AtomicU64::new(0),
             log_rate: AtomicU64::new(0),
             percent: AtomicU64::new(0),
@@ -217,6 +227,9 @@ impl Shared {
     }
 
     pub(crate) fn feed_locked(&self, inner: &mut Inner, event: Event) {
+        if inner.is_closed {
+            return;
+        }
         let mut events = VecDeque::from([event]);
         let mut commands = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -262,10 +275,19 @@ impl Shared {
     /// A message came on a link.
     pub(crate) fn message(&self, link: LinkId, message: Message) {
         let mut inner = self.lock();
-        if let Message::Log { released, .. } | Message::Heartbeat { released, .. } = &message {
+        if !inner.links.contains_key(&link) {
+            // It was dropped; what a lost peer says late concerns nobody.
+            return;
+        }
+        if let Message::Log { released, .. } | Message::Heartbeat { released, .. } = &message
+            && inner.primary == Some(link)
+        {
             Self::note_released(&mut inner, *released);
         }
-        if matches!(message, Message::Diverged { .. }) {
+        if let Message::Diverged { at, .. } = &message
+            && inner.follower == Some(link)
+        {
+            inner.last_problem = Some(format!("a secondary diverged at step {}; both states are kept", at.icount));
             self.mailbox.post(Mail::KeepState);
         }
         self.feed_locked(&mut inner, Event::Message { link, message });
@@ -278,11 +300,33 @@ impl Shared {
         id
     }
 
+    /// Forgets a link; says whether it was known. What was sent on it still leaves, as far as the peer takes it: that is
+    /// waited for elsewhere, since a peer that is frozen or cut off takes nothing, and the VM must go on at once.
+    fn remove_link(&self, inner: &mut Inner, link: LinkId) -> bool {
+        let Some(entry) = inner.links.remove(&link) else { return false };
+        if inner.follower == Some(link) {
+            inner.follower = None;
+            self.has_follower.store(false, Ordering::Relaxed);
+        }
+        if inner.early.as_ref().is_some_and(|(session, _)| *session == entry.session) {
+            inner.early = None;
+        }
+        retire(entry);
+        true
+    }
+
+    /// The snapshot for a new secondary was taken at `at`.
+    pub(crate) fn protect_started(&self, attempt: u64, link: LinkId, at: LogPos) {
+        let mut inner = self.lock();
+        inner.follower = Some(link);
+        self.has_follower.store(true, Ordering::Relaxed);
+        self.feed_locked(&mut inner, Event::ProtectStarted { attempt, link, at });
+    }
+
     /// The link is gone.
     pub(crate) fn link_closed(&self, link: LinkId) {
         let mut inner = self.lock();
-        if let Some(entry) = inner.links.remove(&link) {
-            retire(entry);
+        if self.remove_link(&mut inner, link) {
             self.feed_locked(&mut inner, Event::LinkClosed { link });
         }
     }
@@ -292,11 +336,10 @@ impl Shared {
         let mut inner = self.lock();
         let wanted = inner.loading.filter(|l| inner.links.get(l).is_some_and(|e| e.session == session));
         match wanted {
-            Some(link) => {
-                let event = self.follow(&mut inner, link, loaded);
-                self.feed_locked(&mut inner, event);
-            }
-            None => inner.early = Some((session, loaded)),
+            Some(link) => self.follow(&mut inner, link, loaded),
+            None if inner.links.values().any(|e| e.session == session) => inner.early = Some((session, loaded)),
+            // Its session is over.
+            None => {}
         }
     }
 
@@ -308,6 +351,11 @@ impl Shared {
             link.sender.abort();
         }
         inner.links.clear();
+        inner.arbiter = None;
+        inner.protect = None;
+        for flag in std::mem::take(&mut inner.protect_running).into_values() {
+            flag.store(true, Ordering::SeqCst);
+        }
         self.mailbox.post(Mail::Close);
     }
 
@@ -319,26 +367,28 @@ impl Shared {
                 if let Err(e) = entry.sender.send(&replica::encode(&message)) {
                     inner.last_problem = Some(format!("link to peer failed: {e}"));
                     entry.sender.abort();
-                    inner.links.remove(&link).map(retire);
+                    self.remove_link(inner, link);
                     events.push_back(Event::LinkClosed { link });
                 }
             }
             Command::DropLink { link, reason } => {
                 let status = inner.node.status();
                 tracing(self, &format!("drops a link: {reason} (now {:?}, {:?})", status.role, status.protection));
-                if let Some(entry) = inner.links.remove(&link) {
-                    retire(entry);
-                }
-                self.has_follower.store(false, Ordering::Relaxed);
+                self.remove_link(inner, link);
             }
-            Command::ArbiterRead { op } => self.ask(Question::Read { op }, events),
+            Command::ArbiterRead { op } => Self::ask(inner, Question::Read { op }, events),
             Command::ArbiterCas { op, expected, new } => {
                 let name = |h: &Option<HostId>| h.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
                 let (live, secondary) = (name(&new.live), name(&new.secondary));
                 tracing(self, &format!("claims generation {}: live {live}, secondary {secondary}", new.generation));
-                self.ask(Question::Cas { op, expected, new }, events);
+                Self::ask(inner, Question::Cas { op, expected, new }, events);
             }
-            Command::RunFresh { generation } => self.mailbox.post(Mail::Run { generation }),
+            Command::RunFresh { generation } => {
+                // An earlier machine may have ended while it was paused.
+                self.mailbox.set_paused(false);
+                self.mailbox.set_throttle(0);
+                self.mailbox.post(Mail::Run { generation });
+            }
             Command::StartRefused { current } => {
                 inner.start_outcome = Some(StartOutcome::Refused {
                     live: current.as_ref().and_then(|r| r.live.clone()).map(|h| h.0),
@@ -361,10 +411,13 @@ impl Shared {
             Command::StopMachine => self.mailbox.post(Mail::StopMachine),
             Command::StartProtect { attempt, host } => {
                 let is_abandoned = Arc::new(AtomicBool::new(false));
-                inner.protect_running.clear();
+                for flag in std::mem::take(&mut inner.protect_running).into_values() {
+                    flag.store(true, Ordering::SeqCst);
+                }
                 inner.protect_running.insert(attempt, Arc::clone(&is_abandoned));
+                self.percent.store(0, Ordering::Relaxed);
                 let job = ProtectJob { attempt, host, is_abandoned };
-                if self.protect.send(job).is_err() {
+                if inner.protect.as_ref().is_none_or(|p| p.send(job).is_err()) {
                     let reason = "the VM is being closed".to_owned();
                     events.push_back(Event::ProtectFailed { attempt, reason });
                 }
@@ -377,46 +430,46 @@ impl Shared {
             }
             Command::LoadSnapshot { link, at: _ } => {
                 inner.loading = Some(link);
+                inner.primary = Some(link);
                 let session = inner.links.get(&link).map(|e| e.session);
                 match inner.early.take() {
-                    Some((s, loaded)) if Some(s) == session => {
-                        events.push_back(self.follow(inner, link, loaded));
-                    }
+                    Some((s, loaded)) if Some(s) == session => self.follow(inner, link, loaded),
                     other => inner.early = other,
                 }
             }
             Command::Replay { bytes, end } => self.mailbox.post(Mail::Replay { bytes, end }),
             Command::GoLive { generation, at, resend_after } => {
+                inner.primary = None;
                 self.mailbox.set_paused(false);
                 self.mailbox.set_throttle(0);
                 self.mailbox.post(Mail::GoLive { generation, at, resend_after });
             }
             Command::Discard { keep_state } => {
                 inner.loading = None;
+                inner.primary = None;
                 inner.early = None;
                 self.mailbox.post(Mail::Discard { keep_state });
             }
             Command::Halt { reason } => {
+                // The vCPU thread closes the devices; what it makes until then is held by nobody's leave.
                 inner.held.clear();
-                inner.ports = None;
                 inner.last_problem = Some(reason.to_string());
                 self.mailbox.post(Mail::Halt);
             }
         }
     }
 
-    /// Gives a loaded machine to the vCPU thread; returns what the core is to hear.
-    fn follow(&self, inner: &mut Inner, link: LinkId, loaded: Box<Loaded>) -> Event {
+    /// Gives a loaded machine to the vCPU thread, which tells the core once it has it.
+    fn follow(&self, inner: &mut Inner, link: LinkId, loaded: Box<Loaded>) {
         inner.loading = None;
         inner.released = loaded.pos.icount;
         inner.tail.clear();
-        self.mailbox.post(Mail::Follow(loaded));
-        Event::SnapshotLoaded { link }
+        self.mailbox.post(Mail::Follow { link, loaded });
     }
 
-    fn ask(&self, question: Question, events: &mut VecDeque<Event>) {
-        if let Err(mpsc::SendError(q)) = self.arbiter.send(question) {
-            let (Question::Read { op } | Question::Cas { op, .. }) = q;
+    fn ask(inner: &Inner, question: Question, events: &mut VecDeque<Event>) {
+        let (Question::Read { op } | Question::Cas { op, .. }) = question;
+        if inner.arbiter.as_ref().is_none_or(|a| a.send(question).is_err()) {
             events.push_back(Event::ArbiterReply { op, reply: ArbiterReply::Unreachable });
         }
     }
@@ -479,6 +532,12 @@ impl Shared {
         self.lock().links.values().any(|e| e.session == session)
     }
 
+    /// Whether the snapshot of the session is waited for.
+    pub(crate) fn is_loading(&self, session: u64) -> bool {
+        let inner = self.lock();
+        inner.loading.is_some_and(|l| inner.links.get(&l).is_some_and(|e| e.session == session))
+    }
+
     /// The snapshot of a session cannot be had.
     pub(crate) fn load_failed(&self, session: u64, reason: String) {
         let mut inner = self.lock();
@@ -486,7 +545,7 @@ impl Shared {
         if wanted {
             self.feed_locked(&mut inner, Event::ReplicaFailed { reason });
         } else if let Some((&link, _)) = inner.links.iter().find(|(_, e)| e.session == session) {
-            inner.links.remove(&link).map(retire);
+            self.remove_link(&mut inner, link);
             self.feed_locked(&mut inner, Event::LinkClosed { link });
         }
     }

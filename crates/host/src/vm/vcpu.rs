@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use eventlog::LogPos;
@@ -38,7 +39,11 @@ pub(crate) enum Mail {
     /// Something for the guest.
     Input(Input),
     /// A disk finished a request.
-    DiskDone(Completion),
+    DiskDone {
+        /// Which opening of the disks it comes from: requests of another machine may have had the same ids.
+        epoch: u64,
+        done: Completion,
+    },
     /// Start the VM from its disks.
     Run { generation: u64 },
     /// Take a snapshot and send it.
@@ -46,7 +51,7 @@ pub(crate) enum Mail {
     /// The snapshot is not wanted any more.
     AbandonSnapshot { attempt: u64 },
     /// The machine to follow with.
-    Follow(Box<Loaded>),
+    Follow { link: LinkId, loaded: Box<Loaded> },
     /// Log to replay.
     Replay { bytes: Vec<u8>, end: LogPos },
     /// Run live from here.
@@ -65,6 +70,9 @@ pub(crate) enum Mail {
     Define(Box<Definition>),
     /// The VM is being closed: end the thread.
     Close,
+    /// A test changes a byte of RAM behind the guest's back.
+    #[cfg(test)]
+    Flip,
 }
 
 /// Disks by device index, with whether each is mirrored.
@@ -107,6 +115,8 @@ impl Vcpu {
         loop {
             for mail in self.shared.mailbox.take() {
                 if matches!(mail, Mail::Close) {
+                    self.role = Role::Idle;
+                    self.shared.clear_machine();
                     return;
                 }
                 self.handle(mail);
@@ -123,7 +133,7 @@ impl Vcpu {
         match (mail, &mut self.role) {
             (Mail::Wake | Mail::Close, _) => {}
             (Mail::Run { generation }, _) => self.start(generation),
-            (Mail::Follow(loaded), _) => self.follow(loaded),
+            (Mail::Follow { link, loaded }, _) => self.follow(link, loaded),
             (Mail::Replay { bytes, end }, Role::Secondary(s)) => s.push(bytes, end),
             (Mail::Replay { bytes, end }, _) => self.early_log.push_back((bytes, end)),
             (Mail::GoLive { generation, at, resend_after }, Role::Secondary(_)) => {
@@ -135,14 +145,19 @@ impl Vcpu {
                 // The machine is gone: this host may be used as a spare.
                 self.shared.feed(Event::Reset);
             }
+            #[cfg(test)]
+            (Mail::Flip, Role::Secondary(s)) => s.flip_byte(),
+            #[cfg(test)]
+            (Mail::Flip, _) => {}
             (Mail::Define(definition), _) => self.definition = Some(*definition),
             (Mail::KeepState, Role::Primary(p)) => p.keep_state(&self.env.state_dir, &self.shared),
-            (Mail::DiskDone(done), Role::Secondary(s)) => s.disk_done(&self.shared, done),
+            (Mail::DiskDone { epoch, .. }, _) if epoch != self.shared.disk_epoch.load(Ordering::Relaxed) => {}
+            (Mail::DiskDone { done, .. }, Role::Secondary(s)) => s.disk_done(&self.shared, done),
             (mail, Role::Primary(p)) => p.handle(&self.shared, mail),
             // Inputs for a machine that is not live here, and news of what is gone.
             (
                 Mail::Input(_)
-                | Mail::DiskDone(_)
+                | Mail::DiskDone { .. }
                 | Mail::GoLive { .. }
                 | Mail::Snapshot { .. }
                 | Mail::AbandonSnapshot { .. }
@@ -185,7 +200,7 @@ impl Vcpu {
         Ok(Primary::fresh(machine, disks, definition).recorded(recording))
     }
 
-    fn follow(&mut self, loaded: Box<Loaded>) {
+    fn follow(&mut self, link: LinkId, loaded: Box<Loaded>) {
         let disks = match loaded.definition.open(&self.shared, false) {
             Ok(disks) => disks,
             Err(reason) => return self.shared.feed(Event::ReplicaFailed { reason }),
@@ -198,6 +213,8 @@ impl Vcpu {
             secondary.push(bytes, end);
         }
         self.role = Role::Secondary(Box::new(secondary));
+        // Not before: a replica whose devices cannot be opened is none.
+        self.shared.feed(Event::SnapshotLoaded { link });
     }
 
     fn go_live(&mut self, generation: u64, at: LogPos, resend_after: u64) {
@@ -228,11 +245,29 @@ pub(crate) fn write_state(
     kind: &str,
     machine: &mut Machine,
 ) -> std::io::Result<PathBuf> {
-    use std::io::Write as _;
     let saved: MachineSaved = machine.save();
-    let path = dir.join(format!("{name}.{kind}.{}.state", saved.icount));
-    let bytes = postcard::to_stdvec(&saved).map_err(std::io::Error::other)?;
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
+    let prefix = format!("{name}.{kind}.");
+    let is_kept = |e: &std::fs::DirEntry| {
+        let file = e.file_name();
+        file.to_str().is_some_and(|f| f.starts_with(&prefix) && f.ends_with(".state"))
+    };
+    if std::fs::read_dir(dir)?.filter_map(Result::ok).filter(is_kept).count() >= STATES_MAX {
+        let text = format!("{} has {STATES_MAX} states of this VM already", dir.display());
+        return Err(std::io::Error::other(text));
+    }
+    let path = dir.join(format!("{prefix}{}.state", saved.icount));
+    if let Err(e) = write_state_to(&path, &saved, machine) {
+        // Half a state is of no use, and the disk may be full.
+        drop(std::fs::remove_file(&path));
+        return Err(e);
+    }
+    Ok(path)
+}
+
+fn write_state_to(path: &std::path::Path, saved: &MachineSaved, machine: &Machine) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let bytes = postcard::to_stdvec(saved).map_err(std::io::Error::other)?;
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
     file.write_all(&(bytes.len() as u64).to_le_bytes())?;
     file.write_all(&bytes)?;
     for (page, data) in machine.ram().bytes().chunks(machine::ram::PAGE_SIZE).enumerate() {
@@ -241,9 +276,11 @@ pub(crate) fn write_state(
             file.write_all(data)?;
         }
     }
-    file.flush()?;
-    Ok(path)
+    file.flush()
 }
+
+/// Kept states of a VM of each kind, so that a divergence that comes again and again does not fill the disk.
+const STATES_MAX: usize = 4;
 
 /// A line for the daemon's log.
 pub(crate) fn tracing(shared: &Shared, what: &str) {

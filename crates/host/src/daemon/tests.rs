@@ -1,0 +1,273 @@
+//! Several hosts in one process, over loopback, with a small guest on the bare machine.
+
+use super::*;
+use crate::config::ArbiterSection;
+use crate::control::Detail;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const NAME: &str = "toy";
+
+/// Counts in a register and in memory; prints a letter, `A` to `P` in turn, for each 2^16 rounds.
+const COUNTER: [u32; 13] = [
+    0x1000_02b7, // lui   t0, 0x10000
+    0x0010_0397, // auipc t2, 0x100
+    0x0000_0313, // li    t1, 0
+    0x0013_0313, // loop: addi t1, t1, 1
+    0x0063_b023, // sd    t1, 0(t2)
+    0x0303_1e13, // slli  t3, t1, 48
+    0xfe0e_1ae3, // bnez  t3, loop
+    0x0103_5e93, // srli  t4, t1, 16
+    0x00fe_fe93, // andi  t4, t4, 15
+    0x041e_8e93, // addi  t4, t4, 'A'
+    0x01d2_8023, // sb    t4, 0(t0)
+    0xfe1f_f06f, // j     loop
+    0,
+];
+
+/// Prints an `x` and powers off after some seconds' worth of steps.
+const STOPPER: [u32; 8] = [
+    0x0800_0337, // lui   t1, 0x8000
+    0xfff3_0313, // loop: addi t1, t1, -1
+    0xfe03_1ee3, // bnez  t1, loop
+    0x0010_02b7, // lui   t0, 0x100
+    0x0000_5337, // lui   t1, 5
+    0x5553_0313, // addi  t1, t1, 0x555
+    0x0062_a023, // sw    t1, 0(t0)
+    0x0000_006f, // j     .
+];
+
+struct Host {
+    daemon: Arc<Daemon>,
+    is_off: Arc<AtomicBool>,
+}
+
+impl Host {
+    fn vm(&self) -> Arc<Vm> {
+        self.daemon.find(NAME).expect("the VM is known")
+    }
+
+    /// As the end of its process looks from outside.
+    fn die(&self) {
+        self.is_off.store(true, Ordering::SeqCst);
+        if let Some(vm) = self.daemon.find(NAME) {
+            vm.close();
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
+
+struct Lab {
+    dir: tempfile::TempDir,
+    hosts: Vec<Host>,
+}
+
+fn lab(names: &[&str], secrets: &[&str]) -> Lab {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = |i: usize| Secret::new(secrets[i % secrets.len()].as_bytes()).unwrap();
+    let listeners: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| Listener::bind("127.0.0.1:0", secret(i), name).unwrap())
+        .collect();
+    let addresses: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
+    let arbiter = dir.path().join("arbiter");
+    std::fs::create_dir(&arbiter).unwrap();
+    let mut hosts = Vec::new();
+    for (i, listener) in listeners.into_iter().enumerate() {
+        let state_dir = dir.path().join(names[i]);
+        std::fs::create_dir(&state_dir).unwrap();
+        let peers = names.iter().map(ToString::to_string).zip(addresses.clone());
+        let env = Env {
+            host: names[i].to_owned(),
+            secret: secret(i),
+            peers: peers.filter(|(name, _)| name != names[i]).collect(),
+            arbiter: ArbiterSection::Dir(arbiter.clone()),
+            state_dir,
+            detection_ms: 1000,
+        };
+        let daemon = Arc::new(Daemon { env: Arc::new(env), vms: Mutex::new(BTreeMap::new()) });
+        let is_off = Arc::new(AtomicBool::new(false));
+        let (theirs, off) = (Arc::clone(&daemon), Arc::clone(&is_off));
+        std::thread::spawn(move || {
+            while !off.load(Ordering::SeqCst) {
+                if let Some(Ok(link)) = listener.next(Duration::from_millis(20)) {
+                    let daemon = Arc::clone(&theirs);
+                    std::thread::spawn(move || daemon.accept(link));
+                }
+            }
+        });
+        hosts.push(Host { daemon, is_off });
+    }
+    Lab { dir, hosts }
+}
+
+impl Lab {
+    fn start(&self, host: usize, program: &[u32], more: &str) -> Response {
+        let bios = self.dir.path().join("bios");
+        let bytes: Vec<u8> = program.iter().flat_map(|w| w.to_le_bytes()).collect();
+        std::fs::write(&bios, bytes).unwrap();
+        let text = format!("name = \"{NAME}\"\nmemory = \"32M\"\nbios = \"bios\"\n{more}");
+        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"))
+    }
+
+    fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !is_so(self) {
+            if Instant::now() > deadline {
+                let all: Vec<_> = self.hosts.iter().map(|h| h.daemon.status(None)).collect();
+                panic!("waited in vain: {what}: {all:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn status(&self, host: usize) -> Option<VmStatus> {
+        Some(self.hosts[host].daemon.find(NAME)?.status())
+    }
+
+    fn is_protected(&self, host: usize) -> bool {
+        self.status(host).is_some_and(|s| s.role == Role::Primary && s.state == Protection::Protected)
+    }
+
+    fn printed(&self, host: usize) -> Vec<u8> {
+        self.hosts[host].vm().console(0).unwrap().attach().unwrap().scrollback.clone()
+    }
+
+    fn kept_states(&self, host: &str) -> usize {
+        std::fs::read_dir(self.dir.path().join(host)).unwrap().count()
+    }
+}
+
+fn follows(a: u8, b: u8) -> bool {
+    (a - b'A' + 1) % 16 == b - b'A'
+}
+
+fn assert_in_sequence(bytes: &[u8]) {
+    assert!(bytes.windows(2).all(|w| follows(w[0], w[1])), "{}", String::from_utf8_lossy(bytes));
+}
+
+#[test]
+fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
+    let lab = lab(&["a", "b", "c"], &["a shared secret of hosts"]);
+    assert_eq!(lab.start(0, &COUNTER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
+    let mut live = 0;
+    for round in 0..2 {
+        lab.wait("protected", |l| l.is_protected(live));
+        let before = lab.printed(live).len();
+        lab.wait("output under protection", |l| l.printed(live).len() > before + 20);
+        lab.hosts[live].die();
+        // Nothing can leave after that: the console is the last to know.
+        std::thread::sleep(Duration::from_millis(50));
+        let old = lab.printed(live);
+        let next = |l: &Lab| (0..3).filter(|h| *h > live || round > 0).find(|h| *h != live && l.is_live(*h));
+        lab.wait("go-live", |l| next(l).is_some());
+        let new = next(&lab).unwrap();
+        lab.wait("output after go-live", |l| l.printed(new).len() > 40);
+        let (last, after) = (*old.last().unwrap(), lab.printed(new));
+        assert_in_sequence(&old);
+        assert_in_sequence(&after);
+        // Something may be sent twice, nothing is left out: the guest counts 16 letters before one comes again.
+        let ahead = (after[0] as i32 - last as i32).rem_euclid(16);
+        assert!(ahead <= 1 || ahead > 8, "{} then {}", last as char, after[0] as char);
+        live = new;
+    }
+    assert_eq!(lab.kept_states("a") + lab.kept_states("b") + lab.kept_states("c"), 0, "no divergence");
+}
+
+impl Lab {
+    fn is_live(&self, host: usize) -> bool {
+        !self.hosts[host].is_off.load(Ordering::SeqCst)
+            && self.status(host).is_some_and(|s| s.role == Role::Primary)
+    }
+}
+
+#[test]
+fn divergence_is_detected_reported_kept_and_healed() {
+    let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
+    assert_eq!(lab.start(0, &COUNTER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
+    lab.wait("protected", |l| l.is_protected(0));
+    lab.hosts[1].vm().flip_byte();
+    lab.wait("divergence on status", |l| {
+        l.status(0).and_then(|s| s.reason).is_some_and(|r| r.contains("diverged at step"))
+    });
+    lab.wait("both states", |l| l.kept_states("a") == 1 && l.kept_states("b") == 1);
+    lab.wait("protected again", |l| l.is_protected(0));
+    assert_in_sequence(&lab.printed(0));
+}
+
+#[test]
+fn planned_switch_loses_nothing_and_repeats_nothing() {
+    let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
+    assert_eq!(lab.start(0, &COUNTER, ""), Response::Done);
+    let mut all = Vec::new();
+    for (from, to) in [(0, 1), (1, 0)] {
+        lab.wait("protected", |l| l.is_protected(from));
+        let skip = if from == 1 { 0 } else { all.len() };
+        lab.hosts[from].daemon.failover(NAME).unwrap();
+        lab.wait("switch", |l| l.is_live(to));
+        let old = lab.printed(from)[skip..].to_vec();
+        all.extend(old);
+        lab.wait("output", |l| l.printed(to).len() > 30);
+    }
+    assert_in_sequence(&lab.printed(1));
+}
+
+#[test]
+fn guest_that_powers_off_protected_stops_everywhere_and_may_start_anywhere() {
+    let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
+    assert_eq!(lab.start(0, &STOPPER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
+    lab.wait("protected", |l| l.is_protected(0));
+    let stopped = |l: &Lab, h| l.status(h).is_some_and(|s| s.role == Role::Stopped);
+    lab.wait("off", |l| stopped(l, 0) && stopped(l, 1));
+    let problem = lab.status(1).unwrap().reason;
+    assert!(!problem.is_some_and(|p| p.contains("diverged")));
+    assert_eq!(lab.start(1, &COUNTER, ""), Response::Done);
+    lab.wait("runs", |l| l.printed(1).len() > 5);
+    assert!(matches!(lab.start(0, &COUNTER, ""), Response::Error { .. }));
+}
+
+#[test]
+fn wrong_secret_makes_no_secondary_and_costs_nothing() {
+    let lab = lab(&["a", "b"], &["a shared secret of hosts", "some other secret bytes"]);
+    assert_eq!(lab.start(0, &COUNTER, ""), Response::Done);
+    lab.wait("reason", |l| {
+        let status = l.status(0).unwrap();
+        status.detail == Some(Detail::NeedSecondary) && status.reason.is_some_and(|r| r.contains("host b"))
+    });
+    let before = lab.printed(0).len();
+    lab.wait("goes on", |l| l.printed(0).len() > before + 20);
+    assert!(lab.status(1).is_none());
+}
+
+#[test]
+fn secondary_that_cannot_keep_the_disk_costs_nothing_and_says_why() {
+    let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
+    let disk = lab.dir.path().join("disk");
+    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    // Where the copy would be written there is something else.
+    std::fs::create_dir(lab.dir.path().join("disk.partial")).unwrap();
+    assert_eq!(lab.start(0, &COUNTER, "[[disk]]\npath = \"disk\"\n"), Response::Done);
+    lab.wait("reason", |l| l.status(0).unwrap().reason.is_some_and(|r| r.contains("disk.partial")));
+    std::fs::remove_dir(lab.dir.path().join("disk.partial")).unwrap();
+    lab.wait("protected after all", |l| l.is_protected(0));
+    assert_in_sequence(&lab.printed(0));
+    assert!(!lab.dir.path().join("disk.partial").exists());
+}
+
+#[test]
+fn two_starts_at_once_have_one_outcome_each() {
+    let lab = lab(&["a"], &["a shared secret of hosts"]);
+    let (one, two) = std::thread::scope(|s| {
+        let two = s.spawn(|| lab.start(0, &COUNTER, ""));
+        (lab.start(0, &COUNTER, ""), two.join().unwrap())
+    });
+    assert_eq!([&one, &two].iter().filter(|r| ***r == Response::Done).count(), 1, "{one:?} {two:?}");
+    lab.wait("runs", |l| l.printed(0).len() > 5);
+}
