@@ -163,6 +163,8 @@ impl Machine {
     fn reset(&mut self) {
         self.ram.clear();
         self.board.reset();
+        // Translations and permissions of the harts before them are not those of the new ones.
+        self.interp.drop_caches(&mut self.ram);
         if let Err(e) = self.boot() {
             self.halted = Some(HaltReason::GuestFault { reason: format!("reset failed: {e}") });
         }
@@ -351,7 +353,15 @@ impl Machine {
         self.icount += steps;
         self.turn_left -= steps;
         let request = match end {
-            RunEnd::SbiCall => sbi::call(&mut self.harts, h, &self.ram),
+            RunEnd::SbiCall => {
+                let started = self.harts_started();
+                let request = sbi::call(&mut self.harts, h, &self.ram);
+                if self.harts_started() != started {
+                    // A hart that starts anew has no translation; those of its last life are in its TLB.
+                    self.interp.drop_caches(&mut self.ram);
+                }
+                request
+            }
             RunEnd::Yield => {
                 self.turn_left = 0;
                 SbiRequest::None
@@ -367,6 +377,10 @@ impl Machine {
             (SbiRequest::Reset, _) | (_, Some(BoardRequest::Reset)) => self.reset(),
             (SbiRequest::None, None) => {}
         }
+    }
+
+    fn harts_started(&self) -> usize {
+        self.harts.iter().filter(|h| h.state == HartState::Started).count()
     }
 
     /// Applies an input here.
