@@ -23,6 +23,8 @@ pub(crate) const BULK: &str = "bulk";
 /// Time to connect.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// Time that the machine has to open its devices.
+const DEVICES_TIME_MAX: Duration = Duration::from_secs(15);
 /// Time that a secondary that gave up has to say why.
 const REFUSAL_TIME_MAX: Duration = Duration::from_millis(200);
 /// How much of that is shown.
@@ -76,6 +78,7 @@ fn connect(env: &Env, address: &str, purpose: &str, preamble: &Preamble) -> Resu
 
 fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), String> {
     let address = env.peers.get(&job.host.0).ok_or("it is not among this host's peers")?;
+    wait_for_devices(shared, job)?;
     let definition = shared.lock().definition.clone().ok_or("the VM has no definition here")?;
     let mut session = [0; 8];
     rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
@@ -132,6 +135,19 @@ fn wait_until_taken(receiver: &mut channel::Receiver, go_on: &impl Fn() -> bool)
         }
     }
     Err("it is not wanted any more".to_owned())
+}
+
+/// Waits until the machine's devices are open: protection begins as soon as the right to run is won, and without its
+/// disks a snapshot is not complete.
+fn wait_for_devices(shared: &Shared, job: &ProtectJob) -> Result<(), String> {
+    let start = std::time::Instant::now();
+    while shared.lock().ports.is_none() {
+        if job.is_abandoned.load(Ordering::SeqCst) || start.elapsed() > DEVICES_TIME_MAX {
+            return Err("the machine is not ready".to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Copies the disks while the guest writes, until little is left that changes.
