@@ -101,7 +101,7 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
     let result = copy_disks(&disks, &queue, &pieces, &mut bulk.sender, &go_on).and_then(|()| {
         let sender = Box::new(RamSender::new(queue));
         shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
-        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), &go_on)?;
+        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), go_on)?;
         wait_until_taken(&mut bulk.receiver, &go_on)
     });
     result.map_err(|reason| {
