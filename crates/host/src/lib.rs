@@ -19,5 +19,6 @@ mod huge;
 pub mod log;
 pub mod name;
 pub mod one_line;
+mod priority;
 pub mod tap;
 pub mod vm;

@@ -114,11 +114,20 @@ impl Tap {
 
     /// Attaches the interface to a bridge.
     ///
+    /// A bridge takes the lowest address of its ports for its own unless it was given one: the tap gets a high one, or
+    /// the host's own address would change with each VM that comes and goes, and its peers would not reach it until
+    /// they ask for it again.
+    ///
     /// # Errors
     /// [`TapError::BadName`] or [`TapError::Ip`].
     pub fn attach_to_bridge(&self, bridge: &str) -> Result<(), TapError> {
         check_interface_name(bridge).map_err(TapError::BadName)?;
-        ip(&["link", "set", "dev", self.name(), "master", bridge])
+        let mut low = [0; 5];
+        rustix::rand::getrandom(&mut low, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| self.io_error("draw an address for", e.into()))?;
+        let [a, b, c, d, e] = low;
+        let address = format!("fe:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}");
+        ip(&["link", "set", "dev", self.name(), "address", &address, "master", bridge])
     }
 
     /// Sends a frame, or drops it when the kernel has no room. Whether it was sent.

@@ -80,17 +80,12 @@ pub struct Vm {
     starting: Mutex<()>,
 }
 
-/// Starts a thread. The threads that acknowledge, release and keep time need little, but at once: they go before the
-/// vCPU, and that before copying; a wish, which takes CAP_SYS_NICE.
+/// Starts a thread. The threads that acknowledge, release and keep time need little, but at once.
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let nice = match name {
-        "link" | "timer" | "arbiter" => -15,
-        "bulk" | "protect" => 5,
-        _ => 0,
-    };
+    let is_prompt = matches!(name, "link" | "timer" | "arbiter");
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        // On Linux this is about the calling thread alone.
-        let _ = rustix::process::setpriority_process(None, nice);
+        // Without the right to it, the VM is protected all the same, less well on a loaded host.
+        let _ = is_prompt && crate::priority::realtime();
         run();
     });
     thread.map(drop).map_err(|e| format!("cannot start thread {name}: {e}"))

@@ -144,6 +144,7 @@ fn start_reader(
     let (weak, is_live) = (Arc::downgrade(shared), Arc::clone(is_live));
     let dev = u8::try_from(index).unwrap_or(u8::MAX);
     let run = move || {
+        let _ = crate::priority::realtime();
         loop {
             match reader.next_frame() {
                 Ok(Some(frame)) if is_live.load(Ordering::Relaxed) => {

@@ -329,10 +329,10 @@ struct LogWriter {
 
 impl LogWriter {
     fn run(mut self) {
-        if let Err(e) = self.write_all() {
-            if !self.is_failed.swap(true, Ordering::Relaxed) {
-                stopped(&self.dir, &e);
-            }
+        if let Err(e) = self.write_all()
+            && !self.is_failed.swap(true, Ordering::Relaxed)
+        {
+            stopped(&self.dir, &e);
         }
     }
 
