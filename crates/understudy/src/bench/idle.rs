@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::figure::{Figure, Section, Target};
-use super::stage::{FIRST, Material, Stage};
+use super::stage::{Material, Stage};
+use crate::demo::lab::VM;
 
 /// Time to settle after the boot.
 const CALM: Duration = Duration::from_secs(5);
@@ -30,16 +31,19 @@ pub(crate) fn run(dir: &Path, material: &Material, seconds: u32) -> anyhow::Resu
     drop(console);
     std::thread::sleep(CALM);
     stage.progress.say(&format!("watching the idle machine for {seconds} s"));
-    let process = stage.lab.daemon_id(FIRST)?;
+    let (live, process) = stage.live()?;
+    let status = || live.view(VM).context("the live host does not tell the machine's state");
+    let generation = status()?.generation;
     let (begun, before) = (Instant::now(), counters(process)?);
-    let steps_before = stage.view_first()?.icount;
+    let steps_before = status()?.icount;
     let mut log = 0;
     for _ in 0..seconds {
         std::thread::sleep(Duration::from_secs(1));
-        log += stage.view_first()?.log_bytes_per_s;
+        log += status()?.log_bytes_per_s;
     }
     let (after, took) = (counters(process)?, begun.elapsed().as_secs_f64());
-    let steps = stage.view()?.icount - steps_before;
+    let steps = status()?.icount - steps_before;
+    ensure!(status()?.generation == generation, "the machine failed over meanwhile");
     let per_s = |from: u64, to: u64| (to - from) as f64 / took;
     let kbit = |index: usize| per_s(before.bytes[index], after.bytes[index]) * 8.0 / 1000.0;
     let packets = |index: usize| per_s(before.packets[index], after.packets[index]);

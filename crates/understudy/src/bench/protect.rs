@@ -51,7 +51,7 @@ fn turn(stage: &Stage, pinger: &Pinger, turns: u32, section: &mut Section) -> an
         let time = stage.protect()?;
         std::thread::sleep(AROUND);
         with.push(pinger.gap_ms(begun));
-        let pause = stage.view_first()?.protect_pause_us.context("the daemon tells no pause")?;
+        let pause = stage.view()?.protect_pause_us.context("the daemon tells no pause")?;
         pauses.push(pause as f64 / 1000.0);
         took.push(time.as_secs_f64());
         stage.unprotect()?;

@@ -4,12 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::figure::{Figure, Section, Target, listed, median};
-use super::stage::{FIRST, Material, SECOND, Stage};
+use super::stage::{Material, Stage};
+use crate::demo::lab::VM;
 use crate::demo::net;
 
+/// What [`pin`] does.
+const PINNED: &str =
+    "taskset: the primary's daemon on CPU 0, the secondary's on CPU 1, in both modes";
 /// Time to settle after protection changed.
 const CALM: Duration = Duration::from_secs(2);
 
@@ -26,18 +30,27 @@ pub(crate) fn run(
     console.type_line("while :; do :; done &")?;
     console.type_line("echo loop$((40 + 2))runs")?;
     console.wait_for("loop42runs", Duration::from_secs(30))?;
-    section.notes.push(pin(&stage)?);
+    section.notes.push(PINNED.to_owned());
     let (mut off, mut on) = (Vec::new(), Vec::new());
     let (mut off_cpu, mut on_cpu) = (Vec::new(), Vec::new());
     for turn in 1..=turns {
         if turn > 1 {
             stage.unprotect()?;
         }
+        pin(&stage)?;
         std::thread::sleep(CALM);
         let without = measure(&stage, seconds)?;
         stage.protect()?;
         std::thread::sleep(CALM);
+        let generation = stage.view()?.generation;
         let with = measure(&stage, seconds)?;
+        if stage.view()?.generation != generation {
+            let line = format!("turn {turn} does not count: the machine failed over meanwhile");
+            stage.progress.say(&line);
+            section.notes.push(line);
+            stage.wait_protected()?;
+            continue;
+        }
         stage.progress.say(&format!(
             "turn {turn}: {:.1} million steps a second unprotected, {:.1} protected",
             without.0, with.0
@@ -60,29 +73,30 @@ pub(crate) fn run(
     Ok(section)
 }
 
-/// One core for each replica, where there are two.
-fn pin(stage: &Stage) -> anyhow::Result<String> {
-    if std::thread::available_parallelism().map_or(1, std::num::NonZero::get) < 2 {
-        return Ok("nothing pinned: there is one CPU for both replicas".to_owned());
-    }
-    for (cpu, host) in [("0", FIRST), ("1", SECOND)] {
+/// One core for each replica.
+fn pin(stage: &Stage) -> anyhow::Result<()> {
+    let (live, other) = stage.pair()?;
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    ensure!(cpus > 1, "there is one CPU for both replicas");
+    for (cpu, host) in [("0", live.as_str()), ("1", other)] {
         let process = stage.lab.daemon_id(host)?.to_string();
         net::run("taskset", &["-a", "-c", "-p", cpu, &process])?;
     }
-    Ok("taskset: the primary's daemon on CPU 0, the secondary's on CPU 1, in both modes".to_owned())
+    Ok(())
 }
 
 /// Million steps in a second of time, and in a second of the primary's CPU time.
 fn measure(stage: &Stage, seconds: u32) -> anyhow::Result<(f64, f64)> {
-    let process = stage.lab.daemon_id(FIRST)?;
+    let (live, process) = stage.live()?;
     let look = || -> anyhow::Result<(u64, Instant, f64)> {
-        let steps = stage.view_first()?.icount;
+        let steps =
+            live.view(VM).context("the live host does not tell the machine's state")?.icount;
         Ok((steps, Instant::now(), cpu_seconds(process)?))
     };
     let before = look()?;
     std::thread::sleep(Duration::from_secs(seconds.into()));
     let after = look()?;
-    let steps = (after.0 - before.0) as f64 / 1e6;
+    let steps = after.0.saturating_sub(before.0) as f64 / 1e6;
     let took = after.1.duration_since(before.1).as_secs_f64();
     Ok((steps / took, steps / (after.2 - before.2).max(0.01)))
 }

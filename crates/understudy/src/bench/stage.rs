@@ -9,6 +9,7 @@ use host::control::{Detail, VmStatus};
 use serde::{Deserialize, Serialize};
 
 use super::console::Console;
+use crate::demo::control::Control;
 use crate::demo::lab::{Lab, Plan, VM};
 use crate::demo::progress::Progress;
 use crate::demo::rounds::{Cluster, wait_protected};
@@ -18,9 +19,9 @@ pub(crate) const PROTECTED_MAX: Duration = Duration::from_secs(120);
 /// Longest boot to a shell.
 const SHELL_MAX: Duration = Duration::from_secs(120);
 /// The host that the machine is started on.
-pub(crate) const FIRST: &str = "h1";
-/// The host that is asked for as its secondary.
-pub(crate) const SECOND: &str = "h2";
+const FIRST: &str = "h1";
+/// The other one that it is on: the hosts may fail over by themselves where the computer is busy.
+const SECOND: &str = "h2";
 
 /// What the laboratory is made from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,12 +71,17 @@ impl Stage {
         self.lab.view(None).context("no host tells the machine's state")
     }
 
-    /// How the machine is, as the first host sees it.
-    pub(crate) fn view_first(&self) -> anyhow::Result<VmStatus> {
-        self.lab
-            .control(FIRST)?
-            .view(VM)
-            .context("the first host does not tell the machine's state")
+    /// The daemon of the live host.
+    pub(crate) fn live(&self) -> anyhow::Result<(&Control, u32)> {
+        let live = self.view()?.live_host.context("the machine is live nowhere")?;
+        Ok((self.lab.control(&live)?, self.lab.daemon_id(&live)?))
+    }
+
+    /// The live host, and the one that is asked for as its secondary.
+    pub(crate) fn pair(&self) -> anyhow::Result<(String, &'static str)> {
+        let live = self.view()?.live_host.context("the machine is live nowhere")?;
+        let other = if live == SECOND { FIRST } else { SECOND };
+        Ok((live, other))
     }
 
     /// Waits until it is protected.
@@ -83,20 +89,21 @@ impl Stage {
         wait_protected(&self.lab, None, PROTECTED_MAX, &self.progress)
     }
 
-    /// Has the second host protect it, and waits; how long that took.
+    /// Has the other host protect it, and waits; how long that took.
     pub(crate) fn protect(&self) -> anyhow::Result<Duration> {
+        let (_, other) = self.pair()?;
         let begun = Instant::now();
-        self.lab.control(FIRST)?.protect(VM, Some(SECOND))?;
+        self.live()?.0.protect(VM, Some(other))?;
         self.wait_protected()?;
         Ok(begun.elapsed())
     }
 
     /// Gives the secondary up, and waits until it is gone.
     pub(crate) fn unprotect(&self) -> anyhow::Result<()> {
-        self.lab.control(FIRST)?.unprotect(VM)?;
+        self.live()?.0.unprotect(VM)?;
         let step = Duration::from_millis(20);
         self.progress.wait_for("the end of protection", PROTECTED_MAX, step, |_| {
-            Ok((self.view_first()?.detail == Some(Detail::Disabled)).then_some(()))
+            Ok((self.view()?.detail == Some(Detail::Disabled)).then_some(()))
         })
     }
 }
