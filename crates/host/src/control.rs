@@ -45,6 +45,9 @@ pub enum Request {
         config: String,
         /// Where the file is, for messages and relative paths.
         path: PathBuf,
+        /// Even if the arbiter's record is for hosts that, as the operator says, are gone for good.
+        #[serde(default)]
+        force: bool,
     },
     /// Power a VM off.
     Stop {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::arbiter::{self, CasOutcome};
 use crate::channel::{Link, Listener, Received, Secret};
 use crate::config::HostConfig;
 use crate::control::{ErrorCode, Handler, Protection, Request, Response, Role, ServeConsole, Server, VmStatus};
@@ -23,6 +24,8 @@ use crate::vm::{BULK, Definition, Env, LOG, Preamble, StartOutcome, Vm};
 
 /// Time for a peer's first frame.
 const PREAMBLE_TIME_MAX: Duration = Duration::from_secs(2);
+/// Time for a question to the arbiter.
+const ARBITER_TIME_MAX: Duration = Duration::from_secs(2);
 /// Most VMs that peers can make this host know.
 const VMS_MAX: usize = 256;
 
@@ -160,7 +163,7 @@ impl Daemon {
         }
     }
 
-    fn start(&self, text: String, path: PathBuf) -> Response {
+    fn start(&self, text: String, path: PathBuf, force: bool) -> Response {
         let definition = match Definition::parse(text, path) {
             Ok(definition) => definition,
             Err(e) => return Response::error(ErrorCode::BadRequest, e),
@@ -174,13 +177,17 @@ impl Daemon {
         if !vm.is_spare() {
             return Response::error(ErrorCode::Failed, format!("VM {name} is running or followed here already"));
         }
+        if force && let Err(e) = self.take_from_lost_hosts(&name) {
+            return Response::error(ErrorCode::Failed, format!("VM {name}: {e}"));
+        }
         match vm.start(definition) {
             StartOutcome::Running => Response::Done,
             StartOutcome::Refused { live: Some(host), generation } => Response::error(
                 ErrorCode::Refused,
                 format!(
                     "VM {name} is live on host {host} by the arbiter's record (generation {generation}); \
-                     stop it there, or wait until its secondary has taken over"
+                     stop it there, or wait until its secondary has taken over; only if that host and its \
+                     secondary are gone for good: understudy start --force"
                 ),
             ),
             StartOutcome::Refused { live: None, generation } => Response::error(
@@ -188,6 +195,35 @@ impl Daemon {
                 format!("VM {name}: another host changed the arbiter's record (generation {generation}); try again"),
             ),
             StartOutcome::Failed { reason } => Response::error(ErrorCode::Failed, reason),
+        }
+    }
+
+    /// Frees the arbiter's record of a VM whose hosts are gone for good, as the operator says. Should one of them live all
+    /// the same, it loses its next arbitration and stops.
+    fn take_from_lost_hosts(&self, name: &str) -> Result<(), String> {
+        let mut arbiter = arbiter::open(&self.env.arbiter, ARBITER_TIME_MAX).map_err(|e| one_line(&e))?;
+        let Some(current) = arbiter.read(name).map_err(|e| one_line(&e))? else { return Ok(()) };
+        if current.live.is_none() {
+            return Ok(());
+        }
+        let mut nonce = [0; 8];
+        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+        let free = arbiter::Record {
+            generation: current.generation.saturating_add(1),
+            live: None,
+            secondary: None,
+            nonce: u64::from_le_bytes(nonce),
+        };
+        let host = |h: &Option<String>| h.clone().unwrap_or_else(|| "none".to_owned());
+        line(&format!(
+            "vm {name}: forced, the record was generation {}: live {}, secondary {}",
+            current.generation,
+            host(&current.live),
+            host(&current.secondary)
+        ));
+        match arbiter.compare_and_set(name, Some(current.generation), &free).map_err(|e| one_line(&e))? {
+            CasOutcome::Won => Ok(()),
+            CasOutcome::Lost { .. } => Err("a host changed the arbiter's record just now: it is not gone".to_owned()),
         }
     }
 
@@ -253,7 +289,7 @@ impl Handler for Control {
         let done = |result: Result<(), Response>| result.err().unwrap_or(Response::Done);
         match request {
             Request::Status { vm } => daemon.status(vm.as_deref()),
-            Request::Start { config, path } => daemon.start(config, path),
+            Request::Start { config, path, force } => daemon.start(config, path, force),
             Request::Stop { vm } => done(daemon.live(&vm).map(|(vm, _)| vm.power_off())),
             Request::Failover { vm } => done(daemon.failover(&vm)),
             Request::Protect { vm, host } => done(daemon.protect(&vm, host)),

@@ -300,6 +300,24 @@ mod tests {
         ip(&["link", "set", "dev", "usbr0", "up"]).unwrap();
         tap.attach_to_bridge("usbr0").unwrap();
         tap.bring_up().unwrap();
+        // The bridge takes the lowest address: that of any port that is no tap of ours.
+        ip(&[
+            "link",
+            "add",
+            "usv0",
+            "address",
+            "fa:ff:ff:ff:ff:ff",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "usv1",
+        ])
+        .unwrap();
+        ip(&["link", "set", "dev", "usv0", "master", "usbr0"]).unwrap();
+        let address = Command::new("ip").args(["-o", "link", "show", "usbr0"]).output().unwrap();
+        let address = String::from_utf8_lossy(&address.stdout).into_owned();
+        assert!(address.contains("link/ether fa:ff:ff:ff:ff:ff"), "{address}");
         let error = tap.attach_to_bridge("nobridge").unwrap_err().to_string();
         assert!(error.contains("master nobridge") && error.contains("nobridge"), "{error}");
         // A second tap on the same bridge gets what the first one sends.

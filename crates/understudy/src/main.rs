@@ -45,6 +45,10 @@ enum Command {
         /// The VM's configuration.
         #[arg(value_name = "VM.toml")]
         file: PathBuf,
+        /// Start it from this host's disks even if the arbiter says that other hosts have it. Only when those are gone for
+        /// good: what they acknowledged and this host's disks do not have is lost.
+        #[arg(long)]
+        force: bool,
     },
     /// Show the VMs that this host runs or follows.
     Status(cli::client::StatusArgs),
@@ -88,7 +92,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             host::daemon::run(config)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Start { socket, file } => cli::client::start(&socket, &file),
+        Command::Start { socket, file, force } => cli::client::start(&socket, &file, force),
         Command::Status(args) => cli::client::status(&args),
         Command::Console(args) => cli::client::console(&args),
         Command::Failover(args) => cli::client::simple(&args, |vm| host::control::Request::Failover { vm }),

@@ -114,7 +114,12 @@ impl Lab {
         let bytes: Vec<u8> = program.iter().flat_map(|w| w.to_le_bytes()).collect();
         std::fs::write(&bios, bytes).unwrap();
         let text = format!("name = \"{NAME}\"\nmemory = \"32M\"\nbios = \"bios\"\n{more}");
-        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"))
+        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"), false)
+    }
+
+    fn start_by_force(&self, host: usize) -> Response {
+        let text = format!("name = \"{NAME}\"\nmemory = \"32M\"\nbios = \"bios\"\n");
+        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"), true)
     }
 
     fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
@@ -270,4 +275,16 @@ fn two_starts_at_once_have_one_outcome_each() {
     });
     assert_eq!([&one, &two].iter().filter(|r| ***r == Response::Done).count(), 1, "{one:?} {two:?}");
     lab.wait("runs", |l| l.printed(0).len() > 5);
+}
+
+#[test]
+fn a_vm_whose_hosts_are_gone_starts_elsewhere_only_by_force() {
+    let lab = lab(&["a", "b", "c"], &["a shared secret of hosts"]);
+    assert_eq!(lab.start(0, &COUNTER, "[protection]\nhosts = [\"b\"]\n"), Response::Done);
+    lab.wait("protected", |l| l.is_protected(0));
+    lab.hosts[1].die();
+    lab.hosts[0].die();
+    assert!(matches!(lab.start(2, &COUNTER, ""), Response::Error { code: ErrorCode::Refused, .. }));
+    assert_eq!(lab.start_by_force(2), Response::Done);
+    lab.wait("runs", |l| l.printed(2).len() > 5);
 }

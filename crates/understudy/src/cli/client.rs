@@ -88,12 +88,12 @@ fn refuse(response: Response) -> anyhow::Error {
 }
 
 /// `start`
-pub(crate) fn start(socket: &Socket, file: &Path) -> anyhow::Result<ExitCode> {
+pub(crate) fn start(socket: &Socket, file: &Path, force: bool) -> anyhow::Result<ExitCode> {
     let config = std::fs::read_to_string(file)
         .map_err(|e| usage(format!("{}: cannot be read: {e}", file.display())))?;
     let path = std::path::absolute(file)?;
     host::vm::Definition::parse(config.clone(), path.clone()).map_err(usage)?;
-    match connect(socket)?.call(&Request::Start { config, path })? {
+    match connect(socket)?.call(&Request::Start { config, path, force })? {
         Response::Done => Ok(ExitCode::SUCCESS),
         other => Err(refuse(other)),
     }
