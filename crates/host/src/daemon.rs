@@ -90,6 +90,7 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
         arbiter: config.arbiter,
         state_dir: config.state_dir,
         detection_ms: config.detection_ms,
+        is_terminal: false,
     });
     let daemon = Arc::new(Daemon { env, vms: Mutex::new(BTreeMap::new()) });
     let _server = Server::start(&config.socket, 0o660, Arc::new(Control(Arc::clone(&daemon))))?;

@@ -91,6 +91,7 @@ fn lab(names: &[&str], secrets: &[&str]) -> Lab {
             arbiter: ArbiterSection::Dir(arbiter.clone()),
             state_dir,
             detection_ms: 1000,
+            is_terminal: false,
         };
         let daemon = Arc::new(Daemon { env: Arc::new(env), vms: Mutex::new(BTreeMap::new()) });
         let is_off = Arc::new(AtomicBool::new(false));

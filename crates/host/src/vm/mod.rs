@@ -69,6 +69,8 @@ pub struct Env {
     pub state_dir: PathBuf,
     /// Detection time unless a VM says otherwise.
     pub detection_ms: u32,
+    /// Standard error is a terminal that a person looks at, not a log: only what went wrong is told.
+    pub is_terminal: bool,
 }
 
 /// A VM on this host.
@@ -121,7 +123,7 @@ impl Vm {
         };
         let (questions, asked) = mpsc::channel();
         let (protect_jobs, jobs) = mpsc::channel();
-        let shared = Shared::new(name, config, questions, protect_jobs);
+        let shared = Shared::new(name, config, questions, protect_jobs, env.is_terminal);
         let vcpu = Vcpu::new(Arc::clone(&shared), Arc::clone(env));
         spawn("vcpu", move || vcpu.run())?;
         let ask = Arc::clone(&shared);

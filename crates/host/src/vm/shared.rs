@@ -116,6 +116,8 @@ pub(crate) struct Inner {
 /// See the module documentation.
 pub(crate) struct Shared {
     pub(crate) name: String,
+    /// See [`Env::is_terminal`].
+    pub(crate) is_terminal: bool,
     pub(crate) host: String,
     inner: Mutex<Inner>,
     pub(crate) mailbox: Mailbox<Mail>,
@@ -178,9 +180,11 @@ impl Shared {
         cfg: Config,
         arbiter: mpsc::Sender<Question>,
         protect: mpsc::Sender<ProtectJob>,
+        is_terminal: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
+            is_terminal,
             host: cfg.host.0.clone(),
             inner: Mutex::new(Inner {
                 node: Node::new(cfg),

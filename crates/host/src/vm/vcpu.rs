@@ -284,7 +284,9 @@ const STATES_MAX: usize = 4;
 
 /// A line for the daemon's log.
 pub(crate) fn tracing(shared: &Shared, what: &str) {
-    crate::log::line(&format!("vm {} on {}: {what}", shared.name, shared.host));
+    if !shared.is_terminal {
+        crate::log::line(&format!("vm {} on {}: {what}", shared.name, shared.host));
+    }
 }
 
 /// How long a wait without a deadline lasts at most, so that a lost wake-up cannot hang a VM.

@@ -129,6 +129,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         arbiter: ArbiterSection::Dir(PathBuf::new()),
         state_dir: PathBuf::from("."),
         detection_ms: 1000,
+        is_terminal: true,
     });
     let name = definition.config.name.clone();
     let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default())).map_err(anyhow::Error::msg)?;
