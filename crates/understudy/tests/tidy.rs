@@ -1,4 +1,4 @@
-//! Habits of this tree that no compiler checks: dependency direction, determinism lints, unsafe code, documentation.
+//! Habits of this tree that no compiler checks: dependency direction, lints, unsafe code, and what the documents say.
 //!
 //! # Place
 //! Reads the tree it was built from, and asks cargo and git about it; builds nothing.
@@ -9,6 +9,8 @@
 mod tree;
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 
 use tree::{cargo, crates, file, files, git, sources};
 
@@ -232,6 +234,61 @@ fn commit_subjects_name_an_area_and_are_short() {
             has_form && (is_short || is_old),
             "commit {id}: not `area: Summary` in 72 characters: {subject}"
         );
+    }
+}
+
+/// The blocks of the README in a language.
+fn readme_blocks(language: &str) -> Vec<String> {
+    let text = file("README.md");
+    let fence = format!("```{language}\n");
+    let block = |rest: &str| rest.split("```").next().unwrap().to_owned();
+    text.split(&fence).skip(1).map(block).collect()
+}
+
+#[test]
+fn configurations_in_the_readme_are_accepted() {
+    let [host, vm]: [String; 2] = readme_blocks("toml").try_into().unwrap();
+    let host = host::config::HostConfig::parse(&host, "host.toml").unwrap();
+    let vm = host::config::VmConfig::parse(&vm, "vm.toml", Path::new("/")).unwrap();
+    for name in &vm.protection.hosts {
+        assert!(*name == host.name || host.peers.contains_key(name), "no host {name}");
+    }
+}
+
+#[test]
+fn commands_in_the_readme_exist_with_their_options() {
+    let blocks = readme_blocks("sh").concat();
+    let commands: Vec<Vec<&str>> = blocks
+        .lines()
+        .filter_map(|line| line.strip_prefix("understudy "))
+        .map(|line| line.split('#').next().unwrap().split_whitespace().collect())
+        .collect();
+    assert!(commands.len() > 10);
+    for words in commands {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
+        let output = command.args([words[0], "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "understudy {}", words[0]);
+        for option in words.iter().filter(|w| w.starts_with('-')) {
+            let is_there = help.split([' ', ',', '\n']).any(|word| word == *option);
+            assert!(is_there, "understudy {} has no option {option}", words[0]);
+        }
+    }
+}
+
+#[test]
+fn what_the_architecture_names_is_there() {
+    let text = file("ARCHITECTURE.md");
+    let sources: String = sources().iter().map(|path| file(path)).collect();
+    let named = |start: &'static str| {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "-_/.".contains(c);
+        text.split(move |c| !is_part(c)).filter(move |word| word.starts_with(start))
+    };
+    for path in named("crates/") {
+        assert!(tree::root().join(path.trim_end_matches('.')).exists(), "{path} is not there");
+    }
+    for id in named("INV-") {
+        assert!(sources.contains(&format!("{}:", id.trim_end_matches('.'))), "no invariant {id}");
     }
 }
 
