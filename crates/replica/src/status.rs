@@ -104,7 +104,7 @@ impl NotProtected {
             Self::NeedSecondary { .. } => "check that another host is up, reachable and has room",
             Self::AwaitingArbiter => "make the arbiter reachable; output is held until then",
             Self::Disabled => "enable protection",
-            Self::VmNotRunning => "start the VM",
+            Self::VmNotRunning => "start the VM, unless another host runs it",
         }
     }
 }
