@@ -149,7 +149,7 @@ mod tests {
         let mut p = Pmp::default();
         assert!(p.allows(0x8000_0000, Mode::Machine, Access::Write));
         assert!(!p.allows(0x8000_0000, Mode::Supervisor, Access::Read));
-        p.write_addr(0, 0x8000_0000 >> 2 | (0x2_0000 >> 3) - 1); // 128 KiB NAPOT
+        p.write_addr(0, (0x8000_0000 >> 2) | ((0x2_0000 >> 3) - 1)); // 128 KiB NAPOT
         p.write_addr(1, u64::MAX);
         p.write_cfg(0, 0x1f00 | u64::from(A_NAPOT | L));
         assert!(!p.allows(0x8001_ffff, Mode::Supervisor, Access::Read));
