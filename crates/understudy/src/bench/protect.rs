@@ -21,8 +21,11 @@ const AROUND: Duration = Duration::from_millis(500);
 /// Protects a machine `turns` times, then fails its host.
 pub(crate) fn run(dir: &Path, material: &Material, turns: u32) -> anyhow::Result<Section> {
     let mut section = Section::new("protect");
-    let mut stage = Stage::start(dir, material, false)?;
+    // A host that goes live goes by the definition: it has to want protection, for the kill at the end.
+    let mut stage = Stage::start(dir, material, true)?;
     stage.lab.wait_redis(&stage.progress)?;
+    stage.wait_protected()?;
+    stage.unprotect()?;
     stage.progress.say(&format!("filling {FILL_MIB} MiB of the guest's memory"));
     net::inside(CLIENT, fill)??;
     let pinger = Pinger::start(redis_address())?;
@@ -31,8 +34,8 @@ pub(crate) fn run(dir: &Path, material: &Material, turns: u32) -> anyhow::Result
     if failed.is_err() {
         eprint!("{}", stage.lab.log_tails());
     }
-    failed?;
-    pinger.finish().context("the client's connection broke")?;
+    let whole = failed.and_then(|()| pinger.finish().context("the client's connection broke"));
+    section.failure = whole.err().map(|error| host::one_line::flatten(&format!("{error:#}")));
     section.notes.push(format!(
         "512 MiB guest, {FILL_MIB} MiB of it filled with random bytes by Redis SET; PING in a closed loop all the time"
     ));
