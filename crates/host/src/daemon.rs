@@ -16,7 +16,9 @@ use std::time::Duration;
 use crate::arbiter::{self, CasOutcome};
 use crate::channel::{Link, Listener, Received, Secret};
 use crate::config::HostConfig;
-use crate::control::{ErrorCode, Handler, Protection, Request, Response, Role, ServeConsole, Server, VmStatus};
+use crate::control::{
+    ErrorCode, Handler, Protection, Request, Response, Role, ServeConsole, Server, VmStatus,
+};
 use crate::log::line;
 use crate::name::check_name;
 use crate::one_line::one_line;
@@ -104,12 +106,16 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
         match listener.next(Duration::from_secs(3600)) {
             Some(Ok(link)) => {
                 let daemon = Arc::clone(&daemon);
-                let spawned = std::thread::Builder::new().name("accept".to_owned()).spawn(move || daemon.accept(link));
+                let spawned = std::thread::Builder::new()
+                    .name("accept".to_owned())
+                    .spawn(move || daemon.accept(link));
                 if let Err(e) = spawned {
                     line(&format!("cannot start a thread for a peer: {e}"));
                 }
             }
-            Some(Err((address, e))) => line(&format!("connection from {address} refused: {}", one_line(&e))),
+            Some(Err((address, e))) => {
+                line(&format!("connection from {address} refused: {}", one_line(&e)))
+            }
             None => {}
         }
     }
@@ -143,7 +149,11 @@ impl Daemon {
         let preamble: Preamble = match link.receiver.recv(Some(PREAMBLE_TIME_MAX)) {
             Ok(Received::Frame(frame)) => match postcard::from_bytes(&frame) {
                 Ok(preamble) => preamble,
-                Err(e) => return line(&format!("peer {peer} said something else than what it wants: {e}")),
+                Err(e) => {
+                    return line(&format!(
+                        "peer {peer} said something else than what it wants: {e}"
+                    ));
+                }
             },
             Ok(_) => return line(&format!("peer {peer} did not say what it wants")),
             Err(e) => return line(&format!("peer {peer}: {}", one_line(&e))),
@@ -176,7 +186,10 @@ impl Daemon {
             Err(e) => return Response::error(ErrorCode::Failed, e),
         };
         if !vm.is_spare() {
-            return Response::error(ErrorCode::Failed, format!("VM {name} is running or followed here already"));
+            return Response::error(
+                ErrorCode::Failed,
+                format!("VM {name} is running or followed here already"),
+            );
         }
         if force && let Err(e) = self.take_from_lost_hosts(&name) {
             return Response::error(ErrorCode::Failed, format!("VM {name}: {e}"));
@@ -193,7 +206,9 @@ impl Daemon {
             ),
             StartOutcome::Refused { live: None, generation } => Response::error(
                 ErrorCode::Refused,
-                format!("VM {name}: another host changed the arbiter's record (generation {generation}); try again"),
+                format!(
+                    "VM {name}: another host changed the arbiter's record (generation {generation}); try again"
+                ),
             ),
             StartOutcome::Failed { reason } => Response::error(ErrorCode::Failed, reason),
         }
@@ -202,13 +217,15 @@ impl Daemon {
     /// Frees the arbiter's record of a VM whose hosts are gone for good, as the operator says. Should one of them live all
     /// the same, it loses its next arbitration and stops.
     fn take_from_lost_hosts(&self, name: &str) -> Result<(), String> {
-        let mut arbiter = arbiter::open(&self.env.arbiter, ARBITER_TIME_MAX).map_err(|e| one_line(&e))?;
+        let mut arbiter =
+            arbiter::open(&self.env.arbiter, ARBITER_TIME_MAX).map_err(|e| one_line(&e))?;
         let Some(current) = arbiter.read(name).map_err(|e| one_line(&e))? else { return Ok(()) };
         if current.live.is_none() {
             return Ok(());
         }
         let mut nonce = [0; 8];
-        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| e.to_string())?;
         let free = arbiter::Record {
             generation: current.generation.saturating_add(1),
             live: None,
@@ -222,15 +239,22 @@ impl Daemon {
             host(&current.live),
             host(&current.secondary)
         ));
-        match arbiter.compare_and_set(name, Some(current.generation), &free).map_err(|e| one_line(&e))? {
+        match arbiter
+            .compare_and_set(name, Some(current.generation), &free)
+            .map_err(|e| one_line(&e))?
+        {
             CasOutcome::Won => Ok(()),
-            CasOutcome::Lost { .. } => Err("a host changed the arbiter's record just now: it is not gone".to_owned()),
+            CasOutcome::Lost { .. } => {
+                Err("a host changed the arbiter's record just now: it is not gone".to_owned())
+            }
         }
     }
 
     /// The VM, if it is live here; otherwise an answer that says where to ask.
     fn live(&self, name: &str) -> Result<(Arc<Vm>, VmStatus), Response> {
-        let not_found = || Response::error(ErrorCode::NotFound, format!("no VM {name} on host {}", self.env.host));
+        let not_found = || {
+            Response::error(ErrorCode::NotFound, format!("no VM {name} on host {}", self.env.host))
+        };
         let vm = self.find(name).ok_or_else(not_found)?;
         let status = vm.status();
         if status.role == Role::Primary {
@@ -247,7 +271,10 @@ impl Daemon {
         let (vm, status) = self.live(name)?;
         if status.state != Protection::Protected {
             let why = status.reason.unwrap_or_else(|| "it is not protected".to_owned());
-            return Err(Response::error(ErrorCode::NotProtected, format!("VM {name} cannot fail over: {why}")));
+            return Err(Response::error(
+                ErrorCode::NotProtected,
+                format!("VM {name} cannot fail over: {why}"),
+            ));
         }
         vm.switch_over();
         Ok(())
@@ -270,9 +297,10 @@ impl Daemon {
         let vms: Vec<_> =
             self.lock().values().filter(|v| name.is_none_or(|n| n == v.name())).cloned().collect();
         match name {
-            Some(name) if vms.is_empty() => {
-                Response::error(ErrorCode::NotFound, format!("no VM {name} on host {}", self.env.host))
-            }
+            Some(name) if vms.is_empty() => Response::error(
+                ErrorCode::NotFound,
+                format!("no VM {name} on host {}", self.env.host),
+            ),
             _ => Response::Status { vms: vms.iter().map(|v| v.status()).collect() },
         }
     }
@@ -297,14 +325,19 @@ impl Handler for Control {
             Request::Unprotect { vm } => {
                 done(daemon.live(&vm).map(|(vm, _)| vm.set_protection(Some(false), None)))
             }
-            Request::Console { .. } => Response::error(ErrorCode::BadRequest, "not a request for an answer"),
+            Request::Console { .. } => {
+                Response::error(ErrorCode::BadRequest, "not a request for an answer")
+            }
         }
     }
 
     fn console(&self, name: &str, dev: u8) -> Result<ServeConsole, Response> {
         let (vm, _) = self.0.live(name)?;
         let Some(hub) = vm.console(dev).cloned() else {
-            return Err(Response::error(ErrorCode::NotFound, format!("VM {name} has no console {dev}")));
+            return Err(Response::error(
+                ErrorCode::NotFound,
+                format!("VM {name} has no console {dev}"),
+            ));
         };
         Ok(Box::new(move |stream: UnixStream| {
             let typed = |bytes: &[u8]| vm.type_at(dev, bytes);

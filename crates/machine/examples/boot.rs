@@ -53,8 +53,17 @@ fn main() {
     }
     let s = start.elapsed().as_secs_f64();
     let digest = m.digest();
-    eprintln!("{:?}: {} steps in {s:.2} s, {:.0} MIPS, digest {:#x}", m.halted(), m.icount(), m.icount() as f64 / s / 1e6, digest);
+    eprintln!(
+        "{:?}: {} steps in {s:.2} s, {:.0} MIPS, digest {:#x}",
+        m.halted(),
+        m.icount(),
+        m.icount() as f64 / s / 1e6,
+        digest
+    );
     for h in m.harts() {
-        eprintln!("hart {} pc {:#x} {:?} cause {:#x} tval {:#x} epc {:#x}", h.id, h.pc, h.mode, h.csr.scause, h.csr.stval, h.csr.sepc);
+        eprintln!(
+            "hart {} pc {:#x} {:?} cause {:#x} tval {:#x} epc {:#x}",
+            h.id, h.pc, h.mode, h.csr.scause, h.csr.stval, h.csr.sepc
+        );
     }
 }

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::board::{self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError};
 use crate::board::boot::{self, LoadError};
+use crate::board::{self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError};
 use crate::clock::Clock;
 use crate::config::{BootImages, MachineConfig};
 use crate::hart::{Hart, HartSaved, HartState, Mode, irq};
@@ -283,7 +283,8 @@ impl Machine {
         let runnable = |h: &Hart| h.state == HartState::Started && (!h.waiting || h.wakes());
         if self.turn_left == 0 || !runnable(&self.harts[self.current]) {
             let n = self.harts.len();
-            let next = (1..=n).map(|i| (self.current + i) % n).find(|&i| runnable(&self.harts[i]))?;
+            let next =
+                (1..=n).map(|i| (self.current + i) % n).find(|&i| runnable(&self.harts[i]))?;
             self.current = next;
             self.turn_left = TURN;
         }
@@ -370,7 +371,9 @@ impl Machine {
             RunEnd::Attention => SbiRequest::None,
         };
         match (request, self.board.take_request()) {
-            (SbiRequest::Output(kind), _) => self.outputs.push(Output { icount: self.icount, kind }),
+            (SbiRequest::Output(kind), _) => {
+                self.outputs.push(Output { icount: self.icount, kind })
+            }
             (SbiRequest::PowerOff(code), _) | (_, Some(BoardRequest::PowerOff { code })) => {
                 self.halted = Some(HaltReason::PowerOff { code });
             }
@@ -439,7 +442,8 @@ impl Machine {
         let harts: Option<Vec<Hart>> =
             (0..).zip(&saved.harts).map(|(id, h)| Hart::load(id, h)).collect();
         let harts = harts.filter(|h| h.len() == usize::from(saved.config.harts));
-        let harts = harts.filter(|h| usize::from(saved.current) < h.len()).ok_or(RestoreError::Harts)?;
+        let harts =
+            harts.filter(|h| usize::from(saved.current) < h.len()).ok_or(RestoreError::Harts)?;
         let ram = GuestRam::new(saved.config.ram_size);
         Ok(Self {
             interp: Interp::new(harts.len(), &ram),

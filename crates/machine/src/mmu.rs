@@ -90,7 +90,13 @@ pub fn translate(
     Ok(Translation { writable, ..found })
 }
 
-fn walk(ram: &mut GuestRam, pmp: &Pmp, ctx: Context, va: u64, access: Access) -> Result<Translation, Trap> {
+fn walk(
+    ram: &mut GuestRam,
+    pmp: &Pmp,
+    ctx: Context,
+    va: u64,
+    access: Access,
+) -> Result<Translation, Trap> {
     let levels: u32 = if ctx.satp >> 60 == 9 { 4 } else { 3 };
     let va_bits = PAGE_SHIFT + 9 * levels;
     let sign = (va as i64) >> (va_bits - 1);

@@ -88,7 +88,9 @@ fn page_hash(page: u32, data: &[u8]) -> u64 {
 pub fn is_zero(data: &[u8]) -> bool {
     let (head, body) = data.split_at(data.len() % 16);
     head.iter().all(|&b| b == 0)
-        && body.chunks_exact(16).all(|c| u128::from_le_bytes(c.try_into().expect("chunk of 16")) == 0)
+        && body
+            .chunks_exact(16)
+            .all(|c| u128::from_le_bytes(c.try_into().expect("chunk of 16")) == 0)
 }
 
 impl GuestRam {
@@ -198,7 +200,8 @@ impl GuestRam {
             self.before_write(page, off % PAGE_SIZE, data.len());
         }
         if self.pt_gen[page] == self.translation_gen && self.changes_valid_pte(off, data) {
-            self.translation_gen = self.translation_gen.checked_add(1).unwrap_or_else(|| self.restart_generations());
+            self.translation_gen =
+                self.translation_gen.checked_add(1).unwrap_or_else(|| self.restart_generations());
         }
         self.bytes[off..off + data.len()].copy_from_slice(data);
     }

@@ -88,18 +88,23 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => cli::run::run(args),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Host { config } => {
-            let config = host::config::HostConfig::load(&config).map_err(|e| cli::usage(e.to_string()))?;
+            let config =
+                host::config::HostConfig::load(&config).map_err(|e| cli::usage(e.to_string()))?;
             host::daemon::run(config)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Start { socket, file, force } => cli::client::start(&socket, &file, force),
         Command::Status(args) => cli::client::status(&args),
         Command::Console(args) => cli::client::console(&args),
-        Command::Failover(args) => cli::client::simple(&args, |vm| host::control::Request::Failover { vm }),
+        Command::Failover(args) => {
+            cli::client::simple(&args, |vm| host::control::Request::Failover { vm })
+        }
         Command::Protect { vm, on } => {
             cli::client::simple(&vm, |vm| host::control::Request::Protect { vm, host: on })
         }
-        Command::Unprotect(args) => cli::client::simple(&args, |vm| host::control::Request::Unprotect { vm }),
+        Command::Unprotect(args) => {
+            cli::client::simple(&args, |vm| host::control::Request::Unprotect { vm })
+        }
         Command::Stop(args) => cli::client::simple(&args, |vm| host::control::Request::Stop { vm }),
     }
 }

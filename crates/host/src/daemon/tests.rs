@@ -139,7 +139,8 @@ impl Lab {
     }
 
     fn is_protected(&self, host: usize) -> bool {
-        self.status(host).is_some_and(|s| s.role == Role::Primary && s.state == Protection::Protected)
+        self.status(host)
+            .is_some_and(|s| s.role == Role::Primary && s.state == Protection::Protected)
     }
 
     fn printed(&self, host: usize) -> Vec<u8> {
@@ -172,7 +173,9 @@ fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
         // Nothing can leave after that: the console is the last to know.
         std::thread::sleep(Duration::from_millis(50));
         let old = lab.printed(live);
-        let next = |l: &Lab| (0..3).filter(|h| *h > live || round > 0).find(|h| *h != live && l.is_live(*h));
+        let next = |l: &Lab| {
+            (0..3).filter(|h| *h > live || round > 0).find(|h| *h != live && l.is_live(*h))
+        };
         lab.wait("go-live", |l| next(l).is_some());
         let new = next(&lab).unwrap();
         lab.wait("output after go-live", |l| l.printed(new).len() > 40);
@@ -184,7 +187,11 @@ fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
         assert!(ahead <= 1 || ahead > 8, "{} then {}", last as char, after[0] as char);
         live = new;
     }
-    assert_eq!(lab.kept_states("a") + lab.kept_states("b") + lab.kept_states("c"), 0, "no divergence");
+    assert_eq!(
+        lab.kept_states("a") + lab.kept_states("b") + lab.kept_states("c"),
+        0,
+        "no divergence"
+    );
 }
 
 impl Lab {
@@ -245,7 +252,8 @@ fn wrong_secret_makes_no_secondary_and_costs_nothing() {
     assert_eq!(lab.start(0, &COUNTER, ""), Response::Done);
     lab.wait("reason", |l| {
         let status = l.status(0).unwrap();
-        status.detail == Some(Detail::NeedSecondary) && status.reason.is_some_and(|r| r.contains("host b"))
+        status.detail == Some(Detail::NeedSecondary)
+            && status.reason.is_some_and(|r| r.contains("host b"))
     });
     let before = lab.printed(0).len();
     lab.wait("goes on", |l| l.printed(0).len() > before + 20);
@@ -274,7 +282,11 @@ fn two_starts_at_once_have_one_outcome_each() {
         let two = s.spawn(|| lab.start(0, &COUNTER, ""));
         (lab.start(0, &COUNTER, ""), two.join().unwrap())
     });
-    assert_eq!([&one, &two].iter().filter(|r| ***r == Response::Done).count(), 1, "{one:?} {two:?}");
+    assert_eq!(
+        [&one, &two].iter().filter(|r| ***r == Response::Done).count(),
+        1,
+        "{one:?} {two:?}"
+    );
     lab.wait("runs", |l| l.printed(0).len() > 5);
 }
 

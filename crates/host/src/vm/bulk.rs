@@ -65,11 +65,23 @@ pub(crate) enum ImageKind {
 /// A piece of a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Piece {
-    Begin { version: u8, text: String, file: PathBuf, disk_sizes: Vec<u64> },
-    Disk { dev: u8, item: CopyItem },
+    Begin {
+        version: u8,
+        text: String,
+        file: PathBuf,
+        disk_sizes: Vec<u64>,
+    },
+    Disk {
+        dev: u8,
+        item: CopyItem,
+    },
     Head(Box<SnapshotHead>),
     Append(String),
-    Image { kind: ImageKind, total: u64, bytes: Vec<u8> },
+    Image {
+        kind: ImageKind,
+        total: u64,
+        bytes: Vec<u8>,
+    },
     Pages(Vec<(u32, Vec<u8>)>),
     /// Everything of the machine was sent.
     MachineEnd,
@@ -112,8 +124,11 @@ impl RamSender {
     pub(crate) fn begin(&mut self, head: SnapshotHead, images: BootImages) {
         self.waiting.push_back(Piece::Head(Box::new(head)));
         self.waiting.push_back(Piece::Append(images.append));
-        let all =
-            [(ImageKind::Bios, images.bios), (ImageKind::Kernel, images.kernel), (ImageKind::Initrd, images.initrd)];
+        let all = [
+            (ImageKind::Bios, images.bios),
+            (ImageKind::Kernel, images.kernel),
+            (ImageKind::Initrd, images.initrd),
+        ];
         for (kind, image) in all {
             let Some(image) = image else { continue };
             for chunk in image.chunks(IMAGE_CHUNK) {
@@ -269,7 +284,9 @@ impl Builder {
         let mut disks_pending = 0;
         for (section, &size) in definition.config.disks.iter().zip(disk_sizes) {
             if section.mode == DiskMode::Mirrored {
-                mirrors.push(Some(MirrorWriter::create(&section.path, size).map_err(|e| one_line(&e))?));
+                mirrors.push(Some(
+                    MirrorWriter::create(&section.path, size).map_err(|e| one_line(&e))?,
+                ));
                 disks_pending += 1;
             } else {
                 mirrors.push(None);
@@ -300,7 +317,9 @@ impl Builder {
             }
             Piece::Image { kind, total, bytes } => {
                 let at = kind as usize;
-                if total > IMAGE_BYTES_MAX || self.images[at].len() as u64 + bytes.len() as u64 > total {
+                if total > IMAGE_BYTES_MAX
+                    || self.images[at].len() as u64 + bytes.len() as u64 > total
+                {
                     return Err("a boot image of the snapshot is malformed".to_owned());
                 }
                 self.image_sizes[at] = total;
@@ -333,7 +352,11 @@ impl Builder {
             let head = self.head.as_ref().ok_or("the snapshot has no machine state")?;
             let whole = |at: usize| {
                 let (have, want) = (self.images[at].len() as u64, self.image_sizes[at]);
-                if have == want { Ok(()) } else { Err("a boot image of the snapshot is incomplete") }
+                if have == want {
+                    Ok(())
+                } else {
+                    Err("a boot image of the snapshot is incomplete")
+                }
             };
             (0..3).try_for_each(whole)?;
             let image = |bytes: &Vec<u8>| (!bytes.is_empty()).then(|| Arc::from(bytes.as_slice()));
@@ -403,15 +426,20 @@ pub(crate) fn receive(
                 }
                 continue;
             }
-            Received::Closed { .. } => return Err("the connection was closed before the end".to_owned()),
+            Received::Closed { .. } => {
+                return Err("the connection was closed before the end".to_owned());
+            }
         };
         silent = Duration::ZERO;
-        let piece: Piece = postcard::from_bytes(&frame).map_err(|e| format!("malformed snapshot: {e}"))?;
+        let piece: Piece =
+            postcard::from_bytes(&frame).map_err(|e| format!("malformed snapshot: {e}"))?;
         match (&mut builder, piece) {
             (None, Piece::Begin { version, text, file, disk_sizes }) => {
                 if version != replica::PROTOCOL_VERSION {
                     let ours = replica::PROTOCOL_VERSION;
-                    return Err(format!("the peer speaks protocol version {version}, this host {ours}"));
+                    return Err(format!(
+                        "the peer speaks protocol version {version}, this host {ours}"
+                    ));
                 }
                 let definition = Definition::parse(text, file)?;
                 if definition.config.name != name {

@@ -37,7 +37,8 @@ impl Definition {
     /// One line that names the file and what is wrong.
     pub fn parse(text: String, file: PathBuf) -> Result<Self, String> {
         let base = file.parent().unwrap_or(Path::new("/"));
-        let config = VmConfig::parse(&text, &file.display().to_string(), base).map_err(|e| e.to_string())?;
+        let config =
+            VmConfig::parse(&text, &file.display().to_string(), base).map_err(|e| e.to_string())?;
         Ok(Self { text, file, config, record: None })
     }
 

@@ -76,7 +76,8 @@ impl<T> Mailbox<T> {
             if left.is_zero() {
                 return;
             }
-            queue = self.arrived.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            queue =
+                self.arrived.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

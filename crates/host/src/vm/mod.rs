@@ -26,17 +26,17 @@ mod vcpu;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use machine::io::{HaltReason, Input};
 use replica::{ArbiterReply, Config, Event, HostId, LinkId, NotProtected, Protection, Role};
 
 pub use self::definition::Definition;
-pub use self::shared::StartOutcome;
 pub(crate) use self::protect::{BULK, LOG, Preamble};
+pub use self::shared::StartOutcome;
 
 use self::shared::{Question, Shared, mono_now, vm_id};
 use self::vcpu::{Mail, Vcpu, tracing};
@@ -114,7 +114,8 @@ impl Vm {
         arbiter: Box<dyn Arbiter>,
     ) -> Result<Self, String> {
         let mut nonce = [0; 8];
-        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| e.to_string())?;
         let detection_us = u64::from(detection_ms) * 1000;
         let config = Config {
             detection_us,
@@ -172,7 +173,8 @@ impl Vm {
             }
             if Instant::now() > deadline {
                 self.shared.feed(Event::Stop);
-                let reason = "the arbiter does not answer; make it reachable and start again".to_owned();
+                let reason =
+                    "the arbiter does not answer; make it reachable and start again".to_owned();
                 return StartOutcome::Failed { reason };
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -233,7 +235,8 @@ impl Vm {
         let shared = Arc::clone(&self.shared);
         let receive = move || {
             let started = Instant::now();
-            let go_on = || started.elapsed() < Duration::from_secs(2) || shared.has_session(session);
+            let go_on =
+                || started.elapsed() < Duration::from_secs(2) || shared.has_session(session);
             match bulk::receive(&mut link.receiver, &shared.name, go_on) {
                 Ok(loaded) => {
                     // The other connection was made first, but its thread may be slower.
@@ -247,7 +250,10 @@ impl Vm {
                 Err(reason) => {
                     // The primary shows the reason to people; if it is gone, there is nobody to tell.
                     drop(link.sender.send(reason.as_bytes()));
-                    tracing(&shared, &format!("the snapshot from {} was not taken: {reason}", link.peer));
+                    tracing(
+                        &shared,
+                        &format!("the snapshot from {} was not taken: {reason}", link.peer),
+                    );
                     shared.load_failed(session, reason);
                 }
             }
@@ -277,7 +283,8 @@ impl Vm {
             Role::Secondary | Role::GoingLive => crate::control::Role::Secondary,
             Role::Spare | Role::Halted => crate::control::Role::Stopped,
         };
-        let (here, there) = (Some(self.env.host.clone()), status.peer.as_ref().map(|h| h.0.clone()));
+        let (here, there) =
+            (Some(self.env.host.clone()), status.peer.as_ref().map(|h| h.0.clone()));
         let (live_host, secondary_host) = match status.role {
             Role::Primary => (here, there),
             Role::Secondary => (there, here),
@@ -290,10 +297,8 @@ impl Vm {
             announce_us: inner.announced.announce_us,
             at_unix_ms: inner.announced.at_unix_ms,
         });
-        let starting = matches!(
-            status.protection,
-            Protection::NotProtected(NotProtected::Starting { .. })
-        );
+        let starting =
+            matches!(status.protection, Protection::NotProtected(NotProtected::Starting { .. }));
         let percent = u8::try_from(self.shared.percent.load(Ordering::Relaxed)).unwrap_or(100);
         VmStatus {
             name: self.shared.name.clone(),
@@ -335,7 +340,9 @@ fn describe(
         return (crate::control::Protection::Protected, None, None, None);
     };
     let (detail, reason) = match why {
-        NotProtected::Starting { host } => (Detail::Starting, Some(format!("a secondary is being made on {host}"))),
+        NotProtected::Starting { host } => {
+            (Detail::Starting, Some(format!("a secondary is being made on {host}")))
+        }
         NotProtected::NeedSecondary { reason } => {
             (Detail::NeedSecondary, reason.as_ref().map(ToString::to_string))
         }
@@ -363,7 +370,9 @@ pub(crate) fn serve_link(shared: &Arc<Shared>, link: Link, session: u64) -> Resu
                 },
                 Ok(Received::TimedOut) => {}
                 Ok(Received::Closed { is_clean: true }) => break "it said goodbye".to_owned(),
-                Ok(Received::Closed { is_clean: false }) => break "the connection was closed".to_owned(),
+                Ok(Received::Closed { is_clean: false }) => {
+                    break "the connection was closed".to_owned();
+                }
                 Err(e) => break one_line(&e),
             }
         };
@@ -378,23 +387,33 @@ pub(crate) fn serve_link(shared: &Arc<Shared>, link: Link, session: u64) -> Resu
 }
 
 /// Asks the arbiter, one question after the other.
-fn run_arbiter(shared: &Arc<Shared>, mut arbiter: Box<dyn Arbiter>, questions: &mpsc::Receiver<Question>) {
+fn run_arbiter(
+    shared: &Arc<Shared>,
+    mut arbiter: Box<dyn Arbiter>,
+    questions: &mpsc::Receiver<Question>,
+) {
     while let Ok(question) = questions.recv() {
         if shared.lock().is_closed {
             return;
         }
         let (op, answer) = match question {
             Question::Read { op } => {
-                let found = arbiter.read(&shared.name).map(|r| ArbiterReply::Read(r.map(from_stored)));
+                let found =
+                    arbiter.read(&shared.name).map(|r| ArbiterReply::Read(r.map(from_stored)));
                 (op, found)
             }
             Question::Cas { op, expected, new } => {
                 let expected = (expected != 0).then_some(expected);
                 let outcome = arbiter.compare_and_set(&shared.name, expected, &to_stored(&new));
-                (op, outcome.map(|o| match o {
-                    CasOutcome::Won => ArbiterReply::Won,
-                    CasOutcome::Lost { current } => ArbiterReply::Lost(current.map(from_stored)),
-                }))
+                (
+                    op,
+                    outcome.map(|o| match o {
+                        CasOutcome::Won => ArbiterReply::Won,
+                        CasOutcome::Lost { current } => {
+                            ArbiterReply::Lost(current.map(from_stored))
+                        }
+                    }),
+                )
             }
         };
         let reply = answer.unwrap_or_else(|e| {
@@ -444,7 +463,10 @@ fn run_timer(shared: &Arc<Shared>) {
             std::thread::sleep(wait);
             let late = before.elapsed().saturating_sub(wait);
             if late > Duration::from_millis(50) {
-                tracing(shared, &format!("this host did not run its daemon for {} ms", late.as_millis()));
+                tracing(
+                    shared,
+                    &format!("this host did not run its daemon for {} ms", late.as_millis()),
+                );
             }
         } else {
             shared.feed(Event::Tick);

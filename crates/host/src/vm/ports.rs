@@ -54,7 +54,8 @@ impl Ports {
         for (index, (section, mac)) in definition.config.nets.iter().zip(macs).enumerate() {
             let mut port = NetPort { tap: None, waker: None, book: AddressBook::new(mac) };
             if section.tap.is_some() || section.bridge.is_some() {
-                let name = section.tap.clone().unwrap_or_else(|| tap_name(&definition.config.name, index));
+                let name =
+                    section.tap.clone().unwrap_or_else(|| tap_name(&definition.config.name, index));
                 let fail = |e| format!("VM {}: {}", definition.config.name, one_line(&e));
                 let tap = Tap::open(&name).map_err(fail)?;
                 if let Some(bridge) = &section.bridge {

@@ -14,9 +14,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Encoder, Entry, LogPos, Record};
+use machine::Machine;
 use machine::io::{BlkOp, HaltReason, Input, Output, OutputKind};
 use machine::machine::Exit;
-use machine::Machine;
 use replica::{Event, LinkId};
 
 use super::bulk::{RamSender, SnapshotHead};
@@ -72,7 +72,12 @@ impl Primary {
     }
 
     /// A machine that goes on from the end of the log that it has replayed.
-    pub(crate) fn new(machine: Machine, disks: Disks, encoder: Encoder, definition: &Definition) -> Self {
+    pub(crate) fn new(
+        machine: Machine,
+        disks: Disks,
+        encoder: Encoder,
+        definition: &Definition,
+    ) -> Self {
         let clock = HostClock::attach(machine.mtime(), machine.config().rtc_base_ns);
         Self {
             last_mark: machine.icount(),
@@ -99,14 +104,20 @@ impl Primary {
     }
 
     /// Gives the guest answers to requests that were made before this host went live.
-    pub(crate) fn answer_outstanding(&mut self, mut completions: Completions, settled: BTreeSet<(u8, u64)>) {
+    pub(crate) fn answer_outstanding(
+        &mut self,
+        mut completions: Completions,
+        settled: BTreeSet<(u8, u64)>,
+    ) {
         self.settled = settled;
         for kind in self.machine.outstanding() {
             match kind {
                 OutputKind::Blk { dev, id, op } => {
                     if let Some(done) = completions.remove(&(dev, id)) {
                         self.disk_done(done);
-                    } else if let Some(disk) = self.disks.get(usize::from(dev)).filter(|d| !d.is_mirrored) {
+                    } else if let Some(disk) =
+                        self.disks.get(usize::from(dev)).filter(|d| !d.is_mirrored)
+                    {
                         disk.handle.submit(id, op);
                     }
                     // A mirrored disk has the request already; its completion will come.
@@ -138,7 +149,8 @@ impl Primary {
 
     fn disk_done(&mut self, done: Completion) {
         let mirrored = self.disks.get(usize::from(done.dev)).is_some_and(|d| d.is_mirrored);
-        let input = Input::BlkDone { dev: done.dev, id: done.id, status: done.status, data: done.data };
+        let input =
+            Input::BlkDone { dev: done.dev, id: done.id, status: done.status, data: done.data };
         let entry = if mirrored { Entry::mirrored(&input) } else { Entry::Input(input.clone()) };
         self.input(&input, entry);
     }
@@ -146,7 +158,10 @@ impl Primary {
     /// The own disk is done with what the guest believes done since long: a failure must not stay hidden.
     fn settled_done(&mut self, shared: &Shared, done: Completion) {
         if let Some(error) = done.error {
-            let what = format!("stopped: this host's copy of disk {} lost a write before go-live: {error}", done.dev);
+            let what = format!(
+                "stopped: this host's copy of disk {} lost a write before go-live: {error}",
+                done.dev
+            );
             tracing(shared, &what);
             self.input(&Input::PowerOff, Entry::Input(Input::PowerOff));
             self.lost = Some(what);
@@ -157,10 +172,15 @@ impl Primary {
         let mut bytes = vec![0; len.min(ENTROPY_MAX) as usize];
         let mut filled = 0;
         while filled < bytes.len() {
-            match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            match rustix::rand::getrandom(
+                &mut bytes[filled..],
+                rustix::rand::GetRandomFlags::empty(),
+            ) {
                 Ok(n) => filled += n,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return crate::log::line(&format!("no random numbers from the kernel: {e}")),
+                Err(e) => {
+                    return crate::log::line(&format!("no random numbers from the kernel: {e}"));
+                }
             }
         }
         let input = Input::Entropy { dev, bytes };
@@ -187,7 +207,9 @@ impl Primary {
                 }
             }
             Mail::PowerOff => self.input(&Input::PowerOff, Entry::Input(Input::PowerOff)),
-            Mail::Snapshot { attempt, link, sender } => self.begin_snapshot(shared, attempt, link, sender),
+            Mail::Snapshot { attempt, link, sender } => {
+                self.begin_snapshot(shared, attempt, link, sender)
+            }
             Mail::AbandonSnapshot { attempt } => {
                 if self.snapshot.as_ref().is_some_and(|s| s.attempt == attempt) {
                     self.end_snapshot();
@@ -299,7 +321,9 @@ impl Primary {
             Exit::Idle if !pumping && !is_answered => self.wait_idle(shared),
             Exit::Idle if pumping => shared.mailbox.wait(Some(Instant::now() + PUMP_PAUSE)),
             Exit::Halted => self.tell_halt(shared),
-            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => self.slow_down(shared, took),
+            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => {
+                self.slow_down(shared, took)
+            }
         }
     }
 
@@ -320,8 +344,12 @@ impl Primary {
         }
         let why = match self.machine.halted() {
             Some(HaltReason::PowerOff { code: 0 }) => "the guest powered off".to_owned(),
-            Some(HaltReason::PowerOff { code }) => format!("the guest powered off with code {code}"),
-            Some(HaltReason::Operator) if self.lost.is_some() => self.lost.clone().unwrap_or_default(),
+            Some(HaltReason::PowerOff { code }) => {
+                format!("the guest powered off with code {code}")
+            }
+            Some(HaltReason::Operator) if self.lost.is_some() => {
+                self.lost.clone().unwrap_or_default()
+            }
             Some(HaltReason::Operator) => "powered off by the operator".to_owned(),
             Some(HaltReason::GuestFault { reason }) => format!("the machine stopped: {reason}"),
             None => return,
@@ -373,7 +401,13 @@ impl Primary {
         }
     }
 
-    fn begin_snapshot(&mut self, shared: &Shared, attempt: u64, link: LinkId, mut sender: Box<RamSender>) {
+    fn begin_snapshot(
+        &mut self,
+        shared: &Shared,
+        attempt: u64,
+        link: LinkId,
+        mut sender: Box<RamSender>,
+    ) {
         self.end_snapshot();
         self.collect();
         self.hand_over(shared);

@@ -81,7 +81,8 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
     wait_for_devices(shared, job)?;
     let definition = shared.lock().definition.clone().ok_or("the VM has no definition here")?;
     let mut session = [0; 8];
-    rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+    rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| e.to_string())?;
     let session = u64::from_le_bytes(session);
     let detection_ms = definition.config.protection.detection_ms.unwrap_or(env.detection_ms);
     let preamble = Preamble { vm: shared.name.clone(), session, detection_ms };
@@ -120,17 +121,26 @@ fn refusal(receiver: &mut channel::Receiver) -> Option<String> {
 }
 
 fn for_people(text: &[u8]) -> String {
-    String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(REFUSAL_CHARS_MAX).collect()
+    String::from_utf8_lossy(text)
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(REFUSAL_CHARS_MAX)
+        .collect()
 }
 
 /// Waits until the new secondary says that it has everything, by an empty frame; what else it says is why it took none.
-fn wait_until_taken(receiver: &mut channel::Receiver, go_on: &impl Fn() -> bool) -> Result<(), String> {
+fn wait_until_taken(
+    receiver: &mut channel::Receiver,
+    go_on: &impl Fn() -> bool,
+) -> Result<(), String> {
     while go_on() {
         match receiver.recv(Some(Duration::from_millis(100))) {
             Ok(Received::Frame(text)) if text.is_empty() => return Ok(()),
             Ok(Received::Frame(text)) => return Err(for_people(&text)),
             Ok(Received::TimedOut) => {}
-            Ok(Received::Closed { .. }) => return Err("it closed the connection before it had everything".to_owned()),
+            Ok(Received::Closed { .. }) => {
+                return Err("it closed the connection before it had everything".to_owned());
+            }
             Err(e) => return Err(one_line(&e)),
         }
     }
@@ -177,7 +187,9 @@ fn copy_disks(
                     let why = progress.and_then(|p| p.error).unwrap_or_default();
                     return Err(format!("disk {dev} cannot be copied: {why}"));
                 }
-                None | Some(CopyPhase::Passes | CopyPhase::Frozen | CopyPhase::Done) => waiting = true,
+                None | Some(CopyPhase::Passes | CopyPhase::Frozen | CopyPhase::Done) => {
+                    waiting = true
+                }
             }
         }
         if !waiting {

@@ -15,9 +15,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use eventlog::{ClockBase, Decoder, Encoder, Entry, LogPos, Record};
+use machine::Machine;
 use machine::io::{BlkStatus, Input, Output, OutputKind};
 use machine::machine::Exit;
-use machine::Machine;
 use replica::Event;
 
 use super::bulk::Loaded;
@@ -218,7 +218,9 @@ impl Secondary {
                         return Applied::WaitsForDisk(record);
                     }
                     // It would be waited for in vain, while the primary waits for this replica.
-                    let reason = format!("diverged: the log ends read {id} of disk {dev}, which was not made here");
+                    let reason = format!(
+                        "diverged: the log ends read {id} of disk {dev}, which was not made here"
+                    );
                     self.fail(shared, reason);
                     return Applied::Failed;
                 };
@@ -258,7 +260,10 @@ impl Secondary {
         }
         self.is_failed = true;
         let at = self.decoder.position();
-        tracing(shared, &format!("diverged at {at}: digest {ours:#018x} here, {theirs:#018x} in the log"));
+        tracing(
+            shared,
+            &format!("diverged at {at}: digest {ours:#018x} here, {theirs:#018x} in the log"),
+        );
         shared.feed(Event::Diverged { at, ours, theirs });
         Applied::Failed
     }
@@ -278,7 +283,12 @@ impl Secondary {
     }
 
     /// Goes live at the end of the log.
-    pub(crate) fn into_primary(mut self: Box<Self>, shared: &Shared, at: LogPos, resend_after: u64) -> Primary {
+    pub(crate) fn into_primary(
+        mut self: Box<Self>,
+        shared: &Shared,
+        at: LogPos,
+        resend_after: u64,
+    ) -> Primary {
         let start = mono_now();
         self.collect(shared);
         shared.resend_and_announce(resend_after);

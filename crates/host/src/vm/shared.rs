@@ -161,7 +161,8 @@ pub(crate) fn mono_now() -> MonoTime {
 
 /// Milliseconds since the Unix epoch.
 pub(crate) fn unix_ms() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -257,7 +258,9 @@ impl Shared {
     pub(crate) fn keep_tail(&self, outputs: Vec<Output>) {
         let mut inner = self.lock();
         for output in outputs {
-            if let (OutputKind::NetTx { dev, frame }, Some(ports)) = (&output.kind, &mut inner.ports) {
+            if let (OutputKind::NetTx { dev, frame }, Some(ports)) =
+                (&output.kind, &mut inner.ports)
+            {
                 ports.learn(*dev, frame);
             }
             if output.icount > inner.released {
@@ -291,7 +294,8 @@ impl Shared {
         if let Message::Diverged { at, .. } = &message
             && inner.follower == Some(link)
         {
-            inner.last_problem = Some(format!("a secondary diverged at step {}; both states are kept", at.icount));
+            inner.last_problem =
+                Some(format!("a secondary diverged at step {}; both states are kept", at.icount));
             self.mailbox.post(Mail::KeepState);
         }
         self.feed_locked(&mut inner, Event::Message { link, message });
@@ -338,10 +342,13 @@ impl Shared {
     /// The snapshot of a session is complete.
     pub(crate) fn loaded(&self, session: u64, loaded: Box<Loaded>) {
         let mut inner = self.lock();
-        let wanted = inner.loading.filter(|l| inner.links.get(l).is_some_and(|e| e.session == session));
+        let wanted =
+            inner.loading.filter(|l| inner.links.get(l).is_some_and(|e| e.session == session));
         match wanted {
             Some(link) => self.follow(&mut inner, link, loaded),
-            None if inner.links.values().any(|e| e.session == session) => inner.early = Some((session, loaded)),
+            None if inner.links.values().any(|e| e.session == session) => {
+                inner.early = Some((session, loaded))
+            }
             // Its session is over.
             None => {}
         }
@@ -377,14 +384,28 @@ impl Shared {
             }
             Command::DropLink { link, reason } => {
                 let status = inner.node.status();
-                tracing(self, &format!("drops a link: {reason} (now {:?}, {:?})", status.role, status.protection));
+                tracing(
+                    self,
+                    &format!(
+                        "drops a link: {reason} (now {:?}, {:?})",
+                        status.role, status.protection
+                    ),
+                );
                 self.remove_link(inner, link);
             }
             Command::ArbiterRead { op } => Self::ask(inner, Question::Read { op }, events),
             Command::ArbiterCas { op, expected, new } => {
-                let name = |h: &Option<HostId>| h.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+                let name = |h: &Option<HostId>| {
+                    h.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
+                };
                 let (live, secondary) = (name(&new.live), name(&new.secondary));
-                tracing(self, &format!("claims generation {}: live {live}, secondary {secondary}", new.generation));
+                tracing(
+                    self,
+                    &format!(
+                        "claims generation {}: live {live}, secondary {secondary}",
+                        new.generation
+                    ),
+                );
                 Self::ask(inner, Question::Cas { op, expected, new }, events);
             }
             Command::RunFresh { generation } => {
@@ -520,7 +541,8 @@ impl Shared {
     /// See [`super::Vm::set_protection`].
     pub(crate) fn set_protection(&self, env: &Env, wanted: Option<bool>, host: Option<String>) {
         let mut inner = self.lock();
-        let section = inner.definition.as_ref().map(|d| d.config.protection.clone()).unwrap_or_default();
+        let section =
+            inner.definition.as_ref().map(|d| d.config.protection.clone()).unwrap_or_default();
         let hosts = match host {
             Some(host) => vec![host],
             None if section.hosts.is_empty() => env.peers.keys().cloned().collect(),
@@ -545,7 +567,9 @@ impl Shared {
     /// The snapshot of a session cannot be had.
     pub(crate) fn load_failed(&self, session: u64, reason: String) {
         let mut inner = self.lock();
-        let wanted = inner.loading.is_some_and(|l| inner.links.get(&l).is_some_and(|e| e.session == session));
+        let wanted = inner
+            .loading
+            .is_some_and(|l| inner.links.get(&l).is_some_and(|e| e.session == session));
         if wanted {
             self.feed_locked(&mut inner, Event::ReplicaFailed { reason });
         } else if let Some((&link, _)) = inner.links.iter().find(|(_, e)| e.session == session) {

@@ -151,7 +151,8 @@ impl Vcpu {
             (Mail::Flip, _) => {}
             (Mail::Define(definition), _) => self.definition = Some(*definition),
             (Mail::KeepState, Role::Primary(p)) => p.keep_state(&self.env.state_dir, &self.shared),
-            (Mail::DiskDone { epoch, .. }, _) if epoch != self.shared.disk_epoch.load(Ordering::Relaxed) => {}
+            (Mail::DiskDone { epoch, .. }, _)
+                if epoch != self.shared.disk_epoch.load(Ordering::Relaxed) => {}
             (Mail::DiskDone { done, .. }, Role::Secondary(s)) => s.disk_done(&self.shared, done),
             (mail, Role::Primary(p)) => p.handle(&self.shared, mail),
             // Inputs for a machine that is not live here, and news of what is gone.
@@ -188,7 +189,8 @@ impl Vcpu {
     }
 
     fn make_machine(&self) -> Result<Primary, String> {
-        let definition = self.definition.as_ref().ok_or("no definition of this VM is known here")?;
+        let definition =
+            self.definition.as_ref().ok_or("no definition of this VM is known here")?;
         let (config, images) = definition.machine()?;
         let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
         crate::huge::advise(machine.ram().bytes());
@@ -218,7 +220,9 @@ impl Vcpu {
     }
 
     fn go_live(&mut self, generation: u64, at: LogPos, resend_after: u64) {
-        let Role::Secondary(secondary) = std::mem::replace(&mut self.role, Role::Idle) else { return };
+        let Role::Secondary(secondary) = std::mem::replace(&mut self.role, Role::Idle) else {
+            return;
+        };
         let primary = secondary.into_primary(&self.shared, at, resend_after);
         tracing(&self.shared, &format!("live in generation {generation} from {at}"));
         self.role = Role::Primary(Box::new(primary));
@@ -264,7 +268,11 @@ pub(crate) fn write_state(
     Ok(path)
 }
 
-fn write_state_to(path: &std::path::Path, saved: &MachineSaved, machine: &Machine) -> std::io::Result<()> {
+fn write_state_to(
+    path: &std::path::Path,
+    saved: &MachineSaved,
+    machine: &Machine,
+) -> std::io::Result<()> {
     use std::io::Write as _;
     let bytes = postcard::to_stdvec(saved).map_err(std::io::Error::other)?;
     let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);

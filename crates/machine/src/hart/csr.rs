@@ -152,8 +152,8 @@ impl Hart {
             0x3b0..=0x3bf => self.pmp.read_addr(usize::from(csr - 0x3b0)),
             0xb00 => env.steps.wrapping_add(c.mcycle_offset),
             0xb02 => env.steps.wrapping_add(c.minstret_offset),
-            0xb03..=0xb1f => 0,         // mhpmcounter
-            0x7a0..=0x7a3 => 0,         // no triggers
+            0xb03..=0xb1f => 0, // mhpmcounter
+            0x7a0..=0x7a3 => 0, // no triggers
             _ => return Err(IllegalCsr),
         })
     }
@@ -162,7 +162,12 @@ impl Hart {
     ///
     /// # Errors
     /// [`IllegalCsr`]: the instruction is illegal; nothing has changed.
-    pub fn write_csr(&mut self, csr: u16, value: u64, env: CsrEnv) -> Result<CsrEffect, IllegalCsr> {
+    pub fn write_csr(
+        &mut self,
+        csr: u16,
+        value: u64,
+        env: CsrEnv,
+    ) -> Result<CsrEffect, IllegalCsr> {
         self.check_access(csr, true)?;
         let c = &mut self.csr;
         match csr {
@@ -200,7 +205,12 @@ impl Hart {
         Ok(CsrEffect::None)
     }
 
-    fn write_machine_csr(&mut self, csr: u16, value: u64, env: CsrEnv) -> Result<CsrEffect, IllegalCsr> {
+    fn write_machine_csr(
+        &mut self,
+        csr: u16,
+        value: u64,
+        env: CsrEnv,
+    ) -> Result<CsrEffect, IllegalCsr> {
         let c = &mut self.csr;
         match csr {
             0x300 => return Ok(self.write_status(value, mstatus::WRITABLE)),
@@ -225,7 +235,8 @@ impl Hart {
             0x342 => c.mcause = value,
             0x343 => c.mtval = value,
             0x344 => {
-                let mask = if c.menvcfg & MENVCFG_STCE != 0 { irq::SSIP | irq::SEIP } else { irq::S_ALL };
+                let mask =
+                    if c.menvcfg & MENVCFG_STCE != 0 { irq::SSIP | irq::SEIP } else { irq::S_ALL };
                 c.mip_soft = c.mip_soft & !mask | value & mask;
                 return Ok(CsrEffect::Status);
             }

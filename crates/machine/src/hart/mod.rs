@@ -192,11 +192,8 @@ impl Hart {
     /// A hart after reset, in M-mode.
     #[must_use]
     pub fn new(id: u8) -> Self {
-        let csr = Csrs {
-            mstatus: mstatus::UXL | mstatus::SXL,
-            stimecmp: u64::MAX,
-            ..Csrs::default()
-        };
+        let csr =
+            Csrs { mstatus: mstatus::UXL | mstatus::SXL, stimecmp: u64::MAX, ..Csrs::default() };
         Self {
             id,
             x: [0; 256],
@@ -222,7 +219,8 @@ impl Hart {
     /// The present value of `mip`.
     #[must_use]
     pub fn mip(&self) -> u64 {
-        let soft = if self.has_stimecmp() { self.csr.mip_soft & !irq::STIP } else { self.csr.mip_soft };
+        let soft =
+            if self.has_stimecmp() { self.csr.mip_soft & !irq::STIP } else { self.csr.mip_soft };
         self.lines | soft
     }
 
@@ -266,14 +264,16 @@ impl Hart {
         self.reservation = None;
         let c = &mut self.csr;
         let vector = |tvec: u64| {
-            let offset = if tvec & 1 != 0 && cause & cause::INTERRUPT != 0 { (cause & 0x3f) * 4 } else { 0 };
+            let offset =
+                if tvec & 1 != 0 && cause & cause::INTERRUPT != 0 { (cause & 0x3f) * 4 } else { 0 };
             (tvec & !3).wrapping_add(offset)
         };
         let previous = self.mode as u64;
         if to_supervisor {
             let sie = c.mstatus & mstatus::SIE != 0;
             c.mstatus &= !(mstatus::SIE | mstatus::SPIE | mstatus::SPP);
-            c.mstatus |= if sie { mstatus::SPIE } else { 0 } | if previous == 0 { 0 } else { mstatus::SPP };
+            c.mstatus |=
+                if sie { mstatus::SPIE } else { 0 } | if previous == 0 { 0 } else { mstatus::SPP };
             c.sepc = self.pc;
             c.scause = cause;
             c.stval = tval;
@@ -311,7 +311,8 @@ impl Hart {
         let c = &mut self.csr;
         let to = if c.mstatus & mstatus::SPP != 0 { Mode::Supervisor } else { Mode::User };
         let sie = if c.mstatus & mstatus::SPIE != 0 { mstatus::SIE } else { 0 };
-        c.mstatus = c.mstatus & !(mstatus::SIE | mstatus::SPP | mstatus::MPRV) | sie | mstatus::SPIE;
+        c.mstatus =
+            c.mstatus & !(mstatus::SIE | mstatus::SPP | mstatus::MPRV) | sie | mstatus::SPIE;
         self.mode = to;
         self.pc = c.sepc;
     }

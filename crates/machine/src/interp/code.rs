@@ -104,7 +104,12 @@ impl Slot {
             0 => 32,
             rd => rd,
         };
-        Self { rd, rs1: insn.rs1, rs2: insn.rs2, ..Self::new(insn.op, imm, i32::from(insn.len >> 1)) }
+        Self {
+            rd,
+            rs1: insn.rs1,
+            rs2: insn.rs2,
+            ..Self::new(insn.op, imm, i32::from(insn.len >> 1))
+        }
     }
 
     /// The instruction as the rarer paths want it; `rd` stays 32 for x0, `len` is in bytes.
@@ -156,7 +161,8 @@ pub(super) struct CodePage {
 
 impl CodePage {
     fn new(page: u32) -> Self {
-        let mut code = Self { map: Box::new([0; HALFWORDS]), slots: Vec::new(), halfwords: Vec::new(), page };
+        let mut code =
+            Self { map: Box::new([0; HALFWORDS]), slots: Vec::new(), halfwords: Vec::new(), page };
         code.clear();
         code
     }
@@ -291,7 +297,9 @@ impl CodeCache {
     pub(super) fn drop_written(&mut self, ram: &mut GuestRam) {
         for page in ram.take_code_written() {
             let index = self.by_page[page as usize];
-            if let Some(Some(code)) = index.checked_sub(1).and_then(|i| self.pages.get_mut(i as usize)) {
+            if let Some(Some(code)) =
+                index.checked_sub(1).and_then(|i| self.pages.get_mut(i as usize))
+            {
                 code.clear();
             }
         }

@@ -184,7 +184,8 @@ impl Core<'_, '_> {
             if access == Access::Read || self.hart.pmp.allows(t.gpa, ctx.mode, Access::Read) {
                 self.tlb.read[index] = entry;
             }
-            if t.writable && access == Access::Write && self.bus.ram.is_fast_writable(page_of(off)) {
+            if t.writable && access == Access::Write && self.bus.ram.is_fast_writable(page_of(off))
+            {
                 self.tlb.write[index] = entry;
             }
         }
@@ -242,7 +243,9 @@ impl Core<'_, '_> {
         let steps = self.steps - 1;
         let (board, mut ctx) = self.bus.device_ctx(steps);
         let masked = if len == 8 { value } else { value & ((1 << (8 * len)) - 1) };
-        board.write(gpa, len as u8, masked, &mut ctx).map_err(|_| mmu::access_fault(Access::Write, va))?;
+        board
+            .write(gpa, len as u8, masked, &mut ctx)
+            .map_err(|_| mmu::access_fault(Access::Write, va))?;
         Ok(Stored::Device)
     }
 

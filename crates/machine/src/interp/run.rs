@@ -106,7 +106,9 @@ impl Core<'_, '_> {
         let e = &self.tlb.write[self.tlb.data_index(va)];
         if e.tag == va.wrapping_add(N as u64 - 1) & !0xfff {
             let off = va.wrapping_add(e.add) as usize;
-            if let Some(place) = self.bus.ram.bytes_mut().get_mut(off..).and_then(|b| b.first_chunk_mut::<N>()) {
+            if let Some(place) =
+                self.bus.ram.bytes_mut().get_mut(off..).and_then(|b| b.first_chunk_mut::<N>())
+            {
                 *place = value;
                 return true;
             }
@@ -114,7 +116,10 @@ impl Core<'_, '_> {
         false
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm an instruction; the hot loop of the interpreter")]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm an instruction; the hot loop of the interpreter"
+    )]
     fn run_page(&mut self, page: &mut CodePage, budget: u64) -> Leave {
         let page_va = self.hart.pc & !0xfff;
         let mut idx = self.slot_of(page, ((self.hart.pc & 0xfff) >> 1) as usize);
@@ -223,7 +228,10 @@ impl Core<'_, '_> {
                     ($n:literal) => {{
                         let va = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64);
                         let value = self.x(insn.rs2);
-                        if !self.store_fast(va, *value.to_le_bytes().first_chunk::<$n>().expect("N <= 8")) {
+                        if !self.store_fast(
+                            va,
+                            *value.to_le_bytes().first_chunk::<$n>().expect("N <= 8"),
+                        ) {
                             self.steps = steps;
                             match self.store_slow(va, $n, value) {
                                 Ok(Stored::Plain) => {}
@@ -247,7 +255,10 @@ impl Core<'_, '_> {
                         next!()
                     }
                     Op::Auipc => {
-                        self.set_x(insn.rd, here!().wrapping_add((i64::from(insn.imm()) << 12) as u64));
+                        self.set_x(
+                            insn.rd,
+                            here!().wrapping_add((i64::from(insn.imm()) << 12) as u64),
+                        );
                         next!()
                     }
                     Op::Jal => {
@@ -312,7 +323,9 @@ impl Core<'_, '_> {
                     Op::Srlw => alu!(a, b, sext32(u64::from(a as u32 >> (b & 31)))),
                     Op::Sraw => alu!(a, b, (a as i32 >> (b & 31)) as u64),
                     Op::Mul => alu!(a, b, a.wrapping_mul(b)),
-                    Op::Mulh => alu!(a, b, ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64),
+                    Op::Mulh => {
+                        alu!(a, b, ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64)
+                    }
                     Op::Mulhsu => {
                         alu!(a, b, (i128::from(a as i64).wrapping_mul(i128::from(b)) >> 64) as u64)
                     }
@@ -324,11 +337,19 @@ impl Core<'_, '_> {
                     Op::Mulw => alu!(a, b, sext32(a.wrapping_mul(b))),
                     Op::Divw => alu!(a, b, sext32(div_signed(sext32(a), sext32(b)))),
                     Op::Divuw => {
-                        alu!(a, b, sext32(u64::from((a as u32).checked_div(b as u32).unwrap_or(u32::MAX))))
+                        alu!(
+                            a,
+                            b,
+                            sext32(u64::from((a as u32).checked_div(b as u32).unwrap_or(u32::MAX)))
+                        )
                     }
                     Op::Remw => alu!(a, b, sext32(rem_signed(sext32(a), sext32(b)))),
                     Op::Remuw => {
-                        alu!(a, b, sext32(u64::from((a as u32).checked_rem(b as u32).unwrap_or(a as u32))))
+                        alu!(
+                            a,
+                            b,
+                            sext32(u64::from((a as u32).checked_rem(b as u32).unwrap_or(a as u32)))
+                        )
                     }
                     Op::Fence => next!(),
                     Op::Fld if self.hart.fp_enabled() => {
@@ -410,7 +431,13 @@ impl Core<'_, '_> {
     }
 
     #[inline(never)]
-    fn execute_at(&mut self, page_va: u64, halfword: usize, steps: u64, insn: Insn) -> Result<Next, Trap> {
+    fn execute_at(
+        &mut self,
+        page_va: u64,
+        halfword: usize,
+        steps: u64,
+        insn: Insn,
+    ) -> Result<Next, Trap> {
         self.hart.pc = page_va.wrapping_add((halfword as u64) << 1);
         self.steps = steps;
         self.execute_rare(insn)
@@ -449,7 +476,14 @@ impl Core<'_, '_> {
     /// Takes a jump for the first time: patches it when its target is on the page; otherwise leaves for the target.
     #[cold]
     #[inline(never)]
-    fn jump_slow(&mut self, page: &mut CodePage, idx: usize, at: usize, page_va: u64, steps: u64) -> Option<usize> {
+    fn jump_slow(
+        &mut self,
+        page: &mut CodePage,
+        idx: usize,
+        at: usize,
+        page_va: u64,
+        steps: u64,
+    ) -> Option<usize> {
         let to = page.halfword(idx) as i64 + i64::from(page.slots[at].imm());
         if (0..code::HALFWORDS as i64).contains(&to) {
             let slots = page.slots.len();
@@ -510,7 +544,8 @@ impl Core<'_, '_> {
         let Ok(old) = self.hart.read_csr(number, write, env) else { return Err(self.illegal()) };
         let mut effect = CsrEffect::None;
         if write {
-            let base = if number == 0x344 || number == 0x144 { self.hart.csr.mip_soft } else { old };
+            let base =
+                if number == 0x344 || number == 0x144 { self.hart.csr.mip_soft } else { old };
             let new = match insn.op {
                 Op::CsrRw | Op::CsrRwi => operand,
                 Op::CsrRs | Op::CsrRsi => base | operand,
@@ -533,7 +568,11 @@ impl Core<'_, '_> {
                 self.tlb.flush();
                 self.tlb.set_context(self.hart);
                 // A status write that changes MXR may also enable an interrupt.
-                if self.hart.pending_interrupt().is_some() { Next::Attention } else { Next::Refetch }
+                if self.hart.pending_interrupt().is_some() {
+                    Next::Attention
+                } else {
+                    Next::Refetch
+                }
             }
         })
     }
@@ -554,7 +593,11 @@ impl Core<'_, '_> {
             self.hart.sret();
         }
         self.tlb.set_context(self.hart);
-        Ok(if self.hart.pending_interrupt().is_some() { Next::JumpedAttention } else { Next::Jumped })
+        Ok(if self.hart.pending_interrupt().is_some() {
+            Next::JumpedAttention
+        } else {
+            Next::Jumped
+        })
     }
 
     fn wait_for_interrupt(&mut self) -> Result<Next, Trap> {
@@ -583,7 +626,9 @@ impl Core<'_, '_> {
     /// Executes an instruction outside the fast loop. `hart.pc` is the instruction's address.
     fn execute_rare(&mut self, insn: Insn) -> Result<Next, Trap> {
         match insn.op {
-            Op::CsrRw | Op::CsrRs | Op::CsrRc | Op::CsrRwi | Op::CsrRsi | Op::CsrRci => self.csr(insn),
+            Op::CsrRw | Op::CsrRs | Op::CsrRc | Op::CsrRwi | Op::CsrRsi | Op::CsrRci => {
+                self.csr(insn)
+            }
             Op::Ecall => self.environment_call(),
             Op::Ebreak => Err(Trap { cause: cause::BREAKPOINT, tval: self.hart.pc }),
             Op::Mret => self.return_from_trap(true),
@@ -595,7 +640,9 @@ impl Core<'_, '_> {
             // Translations are coherent with page tables (INV-MMU-1), so that only the checks remain.
             Op::SfenceVma | Op::SinvalVma => match self.hart.mode {
                 Mode::User => Err(self.illegal()),
-                Mode::Supervisor if self.hart.csr.mstatus & mstatus::TVM != 0 => Err(self.illegal()),
+                Mode::Supervisor if self.hart.csr.mstatus & mstatus::TVM != 0 => {
+                    Err(self.illegal())
+                }
                 _ => Ok(Next::Plain),
             },
             Op::SfenceWInval | Op::SfenceInvalIr => match self.hart.mode {

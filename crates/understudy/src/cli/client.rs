@@ -66,8 +66,12 @@ pub(crate) struct ConsoleArgs {
 }
 
 fn connect(socket: &Socket) -> anyhow::Result<Client> {
-    Client::connect(&socket.socket)
-        .map_err(|e| anyhow::anyhow!("{}; is the daemon running (understudy host)?", host::one_line::one_line(&e)))
+    Client::connect(&socket.socket).map_err(|e| {
+        anyhow::anyhow!(
+            "{}; is the daemon running (understudy host)?",
+            host::one_line::one_line(&e)
+        )
+    })
 }
 
 /// An answer that is no success as an error with its exit status.
@@ -100,7 +104,10 @@ pub(crate) fn start(socket: &Socket, file: &Path, force: bool) -> anyhow::Result
 }
 
 /// Commands that name a VM and are done or not.
-pub(crate) fn simple(args: &VmArgs, request: impl FnOnce(String) -> Request) -> anyhow::Result<ExitCode> {
+pub(crate) fn simple(
+    args: &VmArgs,
+    request: impl FnOnce(String) -> Request,
+) -> anyhow::Result<ExitCode> {
     match connect(&args.socket)?.call(&request(args.vm.clone()))? {
         Response::Done => Ok(ExitCode::SUCCESS),
         other => Err(refuse(other)),
@@ -216,9 +223,14 @@ pub(crate) fn console(args: &ConsoleArgs) -> anyhow::Result<ExitCode> {
     drop(keyboard);
     say("");
     if stop {
-        let vm = VmArgs { socket: Socket { socket: args.socket.socket.clone() }, vm: args.vm.clone() };
+        let vm =
+            VmArgs { socket: Socket { socket: args.socket.socket.clone() }, vm: args.vm.clone() };
         return simple(&vm, |vm| Request::Stop { vm });
     }
-    say(if lost { "The console was closed: the VM stopped, or runs on another host now." } else { "Detached." });
+    say(if lost {
+        "The console was closed: the VM stopped, or runs on another host now."
+    } else {
+        "Detached."
+    });
     Ok(ExitCode::SUCCESS)
 }

@@ -37,7 +37,10 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     };
     let replayed = replay(&args.dir, options, console).map_err(|e| failure(1, one_line(&e)))?;
     let (steps, digests) = (replayed.icount, replayed.digests);
-    say(&format!("replayed {steps} steps, {} records; {digests} digests are as recorded", replayed.records));
+    say(&format!(
+        "replayed {steps} steps, {} records; {digests} digests are as recorded",
+        replayed.records
+    ));
     match replayed.end {
         ReplayEnd::Whole => Ok(ExitCode::SUCCESS),
         end => Err(failure(1, end.to_string())),

@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::Args;
 use host::arbiter::memory::MemoryArbiter;
 use host::channel::Secret;
-use host::config::{ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size};
+use host::config::{
+    ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
+};
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::vm::{Definition, Env, StartOutcome, Vm};
 use machine::io::HaltReason;
@@ -72,7 +74,9 @@ fn parse_disk(text: &str) -> Result<DiskSection, String> {
             ("path", Some(path)) => disk.path = path.into(),
             ("readonly", None | Some("on")) => disk.readonly = true,
             ("readonly", Some("off")) | ("format", Some("raw")) => {}
-            (key, _) => return Err(format!("unknown part {key:?}: a disk is path=FILE[,readonly]")),
+            (key, _) => {
+                return Err(format!("unknown part {key:?}: a disk is path=FILE[,readonly]"));
+            }
         }
     }
     if disk.path.as_os_str().is_empty() {
@@ -89,7 +93,9 @@ fn parse_net(text: &str) -> Result<NetSection, String> {
             ("tap", Some(name)) => net.tap = Some(name.to_owned()),
             ("mac", Some(mac)) => net.mac = Some(mac.to_owned()),
             (key, _) => {
-                return Err(format!("unknown part {key:?}: a network device is bridge=NAME or tap=NAME, and mac=MAC"));
+                return Err(format!(
+                    "unknown part {key:?}: a network device is bridge=NAME or tap=NAME, and mac=MAC"
+                ));
             }
         }
     }
@@ -132,7 +138,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         is_terminal: true,
     });
     let name = definition.config.name.clone();
-    let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default())).map_err(anyhow::Error::msg)?;
+    let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default()))
+        .map_err(anyhow::Error::msg)?;
     let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
     let mut view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
     match vm.start(definition) {
@@ -146,13 +153,20 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     code
 }
 
-fn serve(vm: &Vm, hub: &ConsoleHub, view: &mut ConsoleView, keyboard: &Keyboard) -> anyhow::Result<ExitCode> {
+fn serve(
+    vm: &Vm,
+    hub: &ConsoleHub,
+    view: &mut ConsoleView,
+    keyboard: &Keyboard,
+) -> anyhow::Result<ExitCode> {
     loop {
         while let Ok(typed) = keyboard.typed.try_recv() {
             match typed {
                 Typed::Bytes(bytes) => vm.type_at(0, &bytes),
                 Typed::Stop => vm.power_off(),
-                Typed::Detach => say("\r\na VM in the terminal cannot be left alone: Ctrl-a x stops it\r"),
+                Typed::Detach => {
+                    say("\r\na VM in the terminal cannot be left alone: Ctrl-a x stops it\r")
+                }
                 Typed::End => {}
             }
         }
@@ -164,7 +178,9 @@ fn serve(vm: &Vm, hub: &ConsoleHub, view: &mut ConsoleView, keyboard: &Keyboard)
             }
             Viewed::TimedOut => {}
             Viewed::Ended => {
-                say("\r\nsome of the console's output was lost: this terminal took it too slowly\r");
+                say(
+                    "\r\nsome of the console's output was lost: this terminal took it too slowly\r",
+                );
                 *view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
                 show(&view.scrollback);
                 continue;
@@ -172,7 +188,9 @@ fn serve(vm: &Vm, hub: &ConsoleHub, view: &mut ConsoleView, keyboard: &Keyboard)
         }
         match halted {
             None => {}
-            Some(HaltReason::PowerOff { code }) => return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+            Some(HaltReason::PowerOff { code }) => {
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+            }
             Some(HaltReason::Operator) => return Ok(ExitCode::SUCCESS),
             Some(HaltReason::GuestFault { reason }) => return Err(failure(1, reason)),
         }

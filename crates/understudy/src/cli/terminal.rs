@@ -48,7 +48,9 @@ impl Keyboard {
                         KeyAction::Stop => Typed::Stop,
                         KeyAction::Detach => Typed::Detach,
                     };
-                    if send.send(Typed::Bytes(std::mem::take(&mut bytes))).is_err() || send.send(action).is_err() {
+                    if send.send(Typed::Bytes(std::mem::take(&mut bytes))).is_err()
+                        || send.send(action).is_err()
+                    {
                         return;
                     }
                 }
