@@ -12,6 +12,7 @@
 //! Frames of the channel, each a [`Piece`] in postcard. Version: [`replica::PROTOCOL_VERSION`] and the machine's model
 //! version, both checked.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
@@ -37,9 +38,9 @@ const PAGES_PER_PIECE: usize = 64;
 /// Pages that the sweep looks at after a slice.
 const SWEEP_PAGES: u32 = 2048;
 /// Pieces handed over after a slice.
-const PIECES_PER_SLICE: usize = 8;
+const PIECES_PER_SLICE: usize = 4;
 /// Bytes of a boot image in a piece.
-const IMAGE_CHUNK: usize = 1 << 20;
+const IMAGE_CHUNK: usize = 256 << 10;
 /// Silence after which a transfer counts as broken.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Largest boot image that is taken.
@@ -111,16 +112,18 @@ impl ChunkSink for DiskSink {
 #[derive(Debug)]
 pub(crate) struct RamSender {
     queue: SyncSender<Piece>,
-    waiting: std::collections::VecDeque<Piece>,
+    waiting: VecDeque<Piece>,
+    /// Images still to be sent, with how much of each was.
+    images: VecDeque<(ImageKind, Arc<[u8]>, usize)>,
     ram_is_done: bool,
 }
 
 impl RamSender {
     pub(crate) fn new(queue: SyncSender<Piece>) -> Self {
-        Self { queue, waiting: std::collections::VecDeque::new(), ram_is_done: false }
+        Self { queue, waiting: VecDeque::new(), images: VecDeque::new(), ram_is_done: false }
     }
 
-    /// Starts with the state and the images.
+    /// Starts with the state and the images. The images are cut to pieces later: this is inside the guest's pause.
     pub(crate) fn begin(&mut self, head: SnapshotHead, images: BootImages) {
         self.waiting.push_back(Piece::Head(Box::new(head)));
         self.waiting.push_back(Piece::Append(images.append));
@@ -129,13 +132,23 @@ impl RamSender {
             (ImageKind::Kernel, images.kernel),
             (ImageKind::Initrd, images.initrd),
         ];
-        for (kind, image) in all {
-            let Some(image) = image else { continue };
-            for chunk in image.chunks(IMAGE_CHUNK) {
-                let total = image.len() as u64;
-                self.waiting.push_back(Piece::Image { kind, total, bytes: chunk.to_vec() });
-            }
+        self.images = all.into_iter().filter_map(|(kind, image)| Some((kind, image?, 0))).collect();
+    }
+
+    /// The next piece of the images, if there is one left.
+    fn next_image(&mut self) -> Option<Piece> {
+        let (kind, image, at) = self.images.front_mut()?;
+        let end = (*at + IMAGE_CHUNK).min(image.len());
+        let piece = Piece::Image {
+            kind: *kind,
+            total: image.len() as u64,
+            bytes: image[*at..end].to_vec(),
+        };
+        *at = end;
+        if end == image.len() {
+            self.images.pop_front();
         }
+        Some(piece)
     }
 
     /// Hands over some pages; false when all is handed over, or nobody takes any more.
@@ -146,7 +159,10 @@ impl RamSender {
                 if self.ram_is_done {
                     return false;
                 }
-                self.collect_pages(ram, &mut budget);
+                match self.next_image() {
+                    Some(piece) => self.waiting.push_back(piece),
+                    None => self.collect_pages(ram, &mut budget),
+                }
             }
             let Some(piece) = self.waiting.pop_front() else { return true };
             match self.queue.try_send(piece) {
