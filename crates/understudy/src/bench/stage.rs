@@ -48,7 +48,13 @@ impl Stage {
         is_protected: bool,
     ) -> anyhow::Result<Self> {
         let progress = Progress::new();
-        let plan = Plan { memory: "512M".into(), harts: 1, detection_ms: 100, is_protected };
+        let plan = Plan {
+            memory: "512M".into(),
+            harts: 1,
+            detection_ms: 100,
+            is_protected,
+            has_shared_disk: false,
+        };
         let etcd = material.etcd.as_deref();
         let mut lab = Lab::new(dir, material.guest.clone(), etcd, plan, &progress)?;
         let started = lab.start(&progress);

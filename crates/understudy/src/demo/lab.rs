@@ -52,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) detection_ms: u32,
     /// Whether a secondary is wanted from the start.
     pub(crate) is_protected: bool,
+    /// One disk for all hosts, instead of a copy on each.
+    pub(crate) has_shared_disk: bool,
 }
 
 struct Host {
@@ -121,7 +123,12 @@ impl Lab {
         }
         progress.say("h1, h2 and h3 are up");
         let file = self.dir.join("vm.toml");
-        fs::write(&file, vm_text(&self.guest, &self.plan)).context("write vm.toml")?;
+        let shared = self.dir.join("shared.img");
+        if let (true, Some(disk)) = (self.plan.has_shared_disk, &self.guest.disk) {
+            net::run("cp", &["--sparse=always", path_text(disk)?, path_text(&shared)?])?;
+        }
+        let text = vm_text(&self.guest, &self.plan, &shared);
+        fs::write(&file, text).context("write vm.toml")?;
         let first = self.hosts.first().context("there is a first host")?;
         first.control.start(&file).context("start the machine on h1")?;
         progress.say("the machine boots Debian's kernel on h1");
@@ -339,11 +346,14 @@ fn host_text(name: &str, dir: &Path, detection_ms: u32, arbiter: &str) -> String
 }
 
 /// Configuration of the machine, which may run on each of the hosts.
-fn vm_text(guest: &GuestFiles, plan: &Plan) -> String {
+fn vm_text(guest: &GuestFiles, plan: &Plan, shared_disk: &Path) -> String {
     let Plan { memory, harts, is_protected, .. } = plan;
-    let disk = match guest.disk {
-        Some(_) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
-        None => String::new(),
+    let disk = match (&guest.disk, plan.has_shared_disk) {
+        (Some(_), true) => {
+            format!("[[disk]]\npath = {}\nmode = \"shared\"\n\n", quoted(shared_disk))
+        }
+        (Some(_), false) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
+        (None, _) => String::new(),
     };
     format!(
         "name = \"{VM}\"\nmemory = \"{memory}\"\nharts = {harts}\nkernel = {}\ninitrd = {}\n\
@@ -428,8 +438,19 @@ mod tests {
             r#"{"kernel":"/c/vmlinux","initrd":"/c/initrd","append":"console=ttyS0","disk":"/c/disk",
                 "packages":[],"recipe":""}"#,
         );
-        let plan = Plan { memory: "512M".into(), harts: 2, detection_ms: 100, is_protected: true };
-        let text = vm_text(&guest.unwrap(), &plan);
+        let mut plan = Plan {
+            memory: "512M".into(),
+            harts: 2,
+            detection_ms: 100,
+            is_protected: true,
+            has_shared_disk: true,
+        };
+        let guest = guest.unwrap();
+        let text = vm_text(&guest, &plan, Path::new("/shared.img"));
+        let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
+        assert_eq!(config.disks[0].mode, host::config::DiskMode::Shared);
+        plan.has_shared_disk = false;
+        let text = vm_text(&guest, &plan, Path::new("/shared.img"));
         let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
         assert_eq!((config.memory, config.harts), (512 << 20, 2));
         assert_eq!(config.append, "console=ttyS0 understudy.ip=10.77.0.10/24");

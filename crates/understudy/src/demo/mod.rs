@@ -58,6 +58,9 @@ pub(crate) struct DemoArgs {
     /// How long a silent peer counts as alive, in milliseconds.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=60_000))]
     detection_ms: u32,
+    /// One disk that all hosts reach, instead of a copy on each.
+    #[arg(long)]
+    shared_disk: bool,
     /// Where guests are kept [default: the user's cache directory].
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -134,7 +137,8 @@ fn inner_args(args: &DemoArgs, file: &Path) -> anyhow::Result<Vec<String>> {
         ("--inside", file.to_owned()),
     ];
     let words = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-    Ok(std::iter::once("demo".to_owned()).chain(words).collect())
+    let shared = args.shared_disk.then(|| "--shared-disk".to_owned());
+    Ok(std::iter::once("demo".to_owned()).chain(words).chain(shared).collect())
 }
 
 /// Does `work` on a thread of its own, and says `what` while it takes time.
@@ -167,6 +171,7 @@ fn run_inside(args: &DemoArgs, file: &Path) -> anyhow::Result<ExitCode> {
         harts: args.harts,
         detection_ms: args.detection_ms,
         is_protected: true,
+        has_shared_disk: args.shared_disk,
     };
     let mut lab =
         Lab::new(&prepared.state_dir, prepared.guest, prepared.etcd.as_deref(), plan, &progress)?;
@@ -222,8 +227,18 @@ mod tests {
     #[test]
     fn inner_command_line_means_the_same_as_the_outer() {
         let line = [
-            "x", "--rounds", "7", "--fault", "power", "--memory", "1G", "--harts", "2", "-o",
+            "x",
+            "--rounds",
+            "7",
+            "--fault",
+            "power",
+            "--memory",
+            "1G",
+            "--harts",
+            "2",
+            "-o",
             "json",
+            "--shared-disk",
         ];
         let outer = Line::try_parse_from(line).unwrap().demo;
         let words = inner_args(&outer, Path::new("/tmp/p")).unwrap();
@@ -235,6 +250,7 @@ mod tests {
             ("1G", 100, Output::Json)
         );
         assert_eq!(inner.inside.as_deref(), Some(Path::new("/tmp/p")));
+        assert!(inner.shared_disk);
     }
 
     #[test]
