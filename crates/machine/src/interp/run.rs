@@ -374,12 +374,8 @@ impl Core<'_, '_> {
                             continue 'dispatch;
                         }
                         marker::CONTINUE => {
-                            let slots = page.slots.len();
                             let target = self.slot_of(page, page.halfword(idx));
-                            // Decoding may have started the page over: then there is nothing to patch.
-                            if page.slots.len() >= slots {
-                                page.patch_continue(idx, target);
-                            }
+                            page.patch_continue(idx, target);
                             idx = target;
                             at = idx;
                             continue 'dispatch;
@@ -486,10 +482,9 @@ impl Core<'_, '_> {
     ) -> Option<usize> {
         let to = page.halfword(idx) as i64 + i64::from(page.slots[at].imm());
         if (0..code::HALFWORDS as i64).contains(&to) {
-            let slots = page.slots.len();
             let target = self.slot_of(page, to as usize);
-            // A straddling instruction is decoded anew each time, and decoding may have started the page over.
-            if at != 0 && page.slots.len() >= slots {
+            // A straddling instruction is decoded anew each time.
+            if at != 0 {
                 page.patch(idx, target);
             }
             return Some(target);
