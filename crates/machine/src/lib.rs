@@ -13,6 +13,7 @@
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod engine;
 pub mod hart;
 pub mod interp;
 pub mod io;

@@ -22,6 +22,7 @@ use crate::board::boot::{self, LoadError};
 use crate::board::{self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError};
 use crate::clock::Clock;
 use crate::config::{BootImages, MachineConfig};
+use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::{Hart, HartSaved, HartState, Mode, irq};
 use crate::interp::{Bus, Interp, RunEnd};
 use crate::io::{HaltReason, Input, Output, OutputKind};
@@ -125,7 +126,7 @@ impl Machine {
             turn_left: TURN,
             icount: 0,
             clock: Clock::default(),
-            interp: Interp::new(usize::from(config.harts), &ram),
+            interp: Interp::new(usize::from(config.harts), &ram, EngineConfig::default()),
             board: Board::new(&config),
             ram,
             outputs: Vec::new(),
@@ -446,7 +447,7 @@ impl Machine {
             harts.filter(|h| usize::from(saved.current) < h.len()).ok_or(RestoreError::Harts)?;
         let ram = GuestRam::new(saved.config.ram_size);
         Ok(Self {
-            interp: Interp::new(harts.len(), &ram),
+            interp: Interp::new(harts.len(), &ram, EngineConfig::default()),
             board: board::Board::load(&saved.config, &saved.board)?,
             harts,
             current: usize::from(saved.current),
@@ -472,6 +473,24 @@ impl Machine {
     /// Drops every cache of the engine; tests use it to show that nothing depends on them.
     pub fn drop_caches(&mut self) {
         self.interp.drop_caches(&mut self.ram);
+    }
+
+    /// Goes on with another engine, or with other settings of it, from here.
+    pub fn set_engine(&mut self, config: EngineConfig) {
+        self.interp.drop_caches(&mut self.ram);
+        self.interp = Interp::new(self.harts.len(), &self.ram, config);
+    }
+
+    /// The engine in use.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.interp.kind()
+    }
+
+    /// What the engine has in memory and has done.
+    #[must_use]
+    pub fn engine_stats(&self) -> EngineStats {
+        self.interp.stats()
     }
 
     /// Privilege mode of a hart, for status displays.

@@ -24,6 +24,7 @@ mod run;
 
 use crate::board::{Board, BusCtx};
 use crate::clock::Clock;
+use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::Hart;
 use crate::io::Output;
 use crate::ram::GuestRam;
@@ -87,7 +88,7 @@ pub struct Interp {
 impl Interp {
     /// Empty caches.
     #[must_use]
-    pub fn new(harts: usize, ram: &GuestRam) -> Self {
+    pub fn new(harts: usize, ram: &GuestRam, _config: EngineConfig) -> Self {
         Self { tlbs: (0..harts).map(|_| Tlb::new()).collect(), code: CodeCache::new(ram.pages()) }
     }
 
@@ -101,6 +102,18 @@ impl Interp {
         let steps = core.steps;
         hart.steps = hart.steps.wrapping_add(steps);
         (steps, end)
+    }
+
+    /// The engine that serves.
+    #[must_use]
+    pub fn kind(&self) -> EngineKind {
+        EngineKind::Interpreter
+    }
+
+    /// What is in memory.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        EngineStats::default()
     }
 
     /// Drops every cache; tests use it to show that nothing depends on them.
