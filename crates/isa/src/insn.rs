@@ -80,7 +80,7 @@ fn fill(insn: &mut Insn, format: Format, w: u32) {
         Format::FRm1 | Format::FToXRm | Format::XToFRm => {
             (insn.rd, insn.rs1, insn.rm) = (rd, rs1, funct3)
         }
-        Format::FToX | Format::XToF => (insn.rd, insn.rs1) = (rd, rs1),
+        Format::R1 | Format::FToX | Format::XToF => (insn.rd, insn.rs1) = (rd, rs1),
     }
 }
 

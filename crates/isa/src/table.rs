@@ -7,9 +7,12 @@
 //! - INV-TABLE-1: a row's match has no bit outside its mask.
 //! - INV-TABLE-2: where two rows match the same word, the first wins (only `pause`, a case of `fence`, relies on it).
 //! - INV-TABLE-3: `ROWS[op as usize].op == op`.
+//! - INV-TABLE-4: engines may test for ranges of [`Op`]: `AddUw..=CzeroNez` is what [`crate::bits`] computes, `Flw` and
+//!   all behind it are floating point, `Fld` and all behind it of double precision.
 //!
 //! # References
-//! The RISC-V Instruction Set Manual, volume I (RV64G listings), volume II (privileged, Svinval).
+//! The RISC-V Instruction Set Manual, volume I (RV64G listings and the extensions named in the table), volume II
+//! (privileged, Svinval).
 
 /// Where an instruction has its operands, and how they are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub(crate) enum Format {
     None,
     /// rd, rs1, rs2
     R,
+    /// rd, rs1
+    R1,
     /// rd, rs1, imm
     I,
     /// rd, imm(rs1)
@@ -292,6 +297,52 @@ instructions! {
     AmoMaxD       "amomax.d"        Amo     0xa000_302f 0xf800_707f;
     AmoMinuD      "amominu.d"       Amo     0xc000_302f 0xf800_707f;
     AmoMaxuD      "amomaxu.d"       Amo     0xe000_302f 0xf800_707f;
+    // Zba
+    AddUw         "add.uw"          R       0x0800_003b 0xfe00_707f;
+    Sh1add        "sh1add"          R       0x2000_2033 0xfe00_707f;
+    Sh2add        "sh2add"          R       0x2000_4033 0xfe00_707f;
+    Sh3add        "sh3add"          R       0x2000_6033 0xfe00_707f;
+    Sh1addUw      "sh1add.uw"       R       0x2000_203b 0xfe00_707f;
+    Sh2addUw      "sh2add.uw"       R       0x2000_403b 0xfe00_707f;
+    Sh3addUw      "sh3add.uw"       R       0x2000_603b 0xfe00_707f;
+    SlliUw        "slli.uw"         Shift6  0x0800_101b 0xfc00_707f;
+    // Zbb, some of it in Zbkb too
+    Andn          "andn"            R       0x4000_7033 0xfe00_707f;
+    Orn           "orn"             R       0x4000_6033 0xfe00_707f;
+    Xnor          "xnor"            R       0x4000_4033 0xfe00_707f;
+    Clz           "clz"             R1      0x6000_1013 0xfff0_707f;
+    Ctz           "ctz"             R1      0x6010_1013 0xfff0_707f;
+    Cpop          "cpop"            R1      0x6020_1013 0xfff0_707f;
+    Clzw          "clzw"            R1      0x6000_101b 0xfff0_707f;
+    Ctzw          "ctzw"            R1      0x6010_101b 0xfff0_707f;
+    Cpopw         "cpopw"           R1      0x6020_101b 0xfff0_707f;
+    Max           "max"             R       0x0a00_6033 0xfe00_707f;
+    Maxu          "maxu"            R       0x0a00_7033 0xfe00_707f;
+    Min           "min"             R       0x0a00_4033 0xfe00_707f;
+    Minu          "minu"            R       0x0a00_5033 0xfe00_707f;
+    SextB         "sext.b"          R1      0x6040_1013 0xfff0_707f;
+    SextH         "sext.h"          R1      0x6050_1013 0xfff0_707f;
+    ZextH         "zext.h"          R1      0x0800_403b 0xfff0_707f;
+    Rol           "rol"             R       0x6000_1033 0xfe00_707f;
+    Ror           "ror"             R       0x6000_5033 0xfe00_707f;
+    Rori          "rori"            Shift6  0x6000_5013 0xfc00_707f;
+    Rolw          "rolw"            R       0x6000_103b 0xfe00_707f;
+    Rorw          "rorw"            R       0x6000_503b 0xfe00_707f;
+    Roriw         "roriw"           Shift5  0x6000_501b 0xfe00_707f;
+    OrcB          "orc.b"           R1      0x2870_5013 0xfff0_707f;
+    Rev8          "rev8"            R1      0x6b80_5013 0xfff0_707f;
+    // Zbs
+    Bclr          "bclr"            R       0x4800_1033 0xfe00_707f;
+    Bext          "bext"            R       0x4800_5033 0xfe00_707f;
+    Binv          "binv"            R       0x6800_1033 0xfe00_707f;
+    Bset          "bset"            R       0x2800_1033 0xfe00_707f;
+    Bclri         "bclri"           Shift6  0x4800_1013 0xfc00_707f;
+    Bexti         "bexti"           Shift6  0x4800_5013 0xfc00_707f;
+    Binvi         "binvi"           Shift6  0x6800_1013 0xfc00_707f;
+    Bseti         "bseti"           Shift6  0x2800_1013 0xfc00_707f;
+    // Zicond
+    CzeroEqz      "czero.eqz"       R       0x0e00_5033 0xfe00_707f;
+    CzeroNez      "czero.nez"       R       0x0e00_7033 0xfe00_707f;
     // F
     Flw           "flw"             FLoad   0x0000_2007 0x0000_707f;
     Fsw           "fsw"             FStore  0x0000_2027 0x0000_707f;

@@ -21,6 +21,7 @@ pub fn disassemble(pc: u64, insn: &Insn) -> String {
     let operands = match row.format {
         Format::None => String::new(),
         Format::R => format!("x{rd},x{rs1},x{rs2}"),
+        Format::R1 => format!("x{rd},x{rs1}"),
         Format::I => format!("x{rd},x{rs1},{imm}"),
         Format::Load => format!("x{rd},{imm}(x{rs1})"),
         Format::Store => format!("x{rs2},{imm}(x{rs1})"),

@@ -17,6 +17,7 @@
 //! Unprivileged ISA (RV64GC), Privileged Architecture 1.13.
 
 mod amo;
+mod bits;
 mod code;
 mod fp;
 mod mem;

@@ -10,6 +10,7 @@ mod asm;
 mod case;
 mod compare;
 mod exceptions;
+mod extensions;
 mod paging;
 mod payload;
 mod privileged;
@@ -72,6 +73,16 @@ fn floating_point_instructions() {
 #[test]
 fn words_that_are_mostly_no_instructions() {
     run("words", user::words, 1000);
+}
+
+#[test]
+fn bit_manipulation() {
+    run("registers", extensions::registers, 1000);
+}
+
+#[test]
+fn words_one_bit_off_bit_manipulation() {
+    run("near-misses", extensions::near_misses, 1000);
 }
 
 #[test]
