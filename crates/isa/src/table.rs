@@ -5,10 +5,12 @@
 //!
 //! # Invariants
 //! - INV-TABLE-1: a row's match has no bit outside its mask.
-//! - INV-TABLE-2: where two rows match the same word, the first wins (only `pause`, a case of `fence`, relies on it).
+//! - INV-TABLE-2: where two rows match the same word, the first wins (only `pause`, a case of `fence`, and `zext.h`, a case
+//!   of `packw`, rely on it).
 //! - INV-TABLE-3: `ROWS[op as usize].op == op`.
-//! - INV-TABLE-4: engines may test for ranges of [`Op`]: `AddUw..=CzeroNez` is what [`crate::bits`] computes, `Flw` and
-//!   all behind it are floating point, `Fld` and all behind it of double precision.
+//! - INV-TABLE-4: engines may test for ranges of [`Op`]: `AddUw..=CzeroNez` is what [`crate::bits`] computes,
+//!   `Clmul..=Sha512sig1` what [`crate::crypto`] does, `Flw` and all behind it are floating point, `Fld` and all behind
+//!   it of double precision.
 //!
 //! # References
 //! The RISC-V Instruction Set Manual, volume I (RV64G listings and the extensions named in the table), volume II
@@ -39,6 +41,8 @@ pub(crate) enum Format {
     Shift6,
     /// rd, rs1, shamt of 5 bits
     Shift5,
+    /// rd, rs1, number of an AES round: 0 to 10, others being reserved
+    Round,
     /// predecessors, successors
     Fence,
     /// rs1, rs2
@@ -112,6 +116,13 @@ impl Op {
     /// The table's row.
     pub(crate) fn row(self) -> &'static Row {
         &ROWS[self as usize]
+    }
+
+    /// The instruction with this number in [`Op`]'s order; [`Op::Illegal`] when there is none.
+    #[inline]
+    #[must_use]
+    pub fn from_number(number: u8) -> Self {
+        ROWS.get(usize::from(number)).map_or(Self::Illegal, |row| row.op)
     }
 
     /// The mnemonic, as assemblers write it.
@@ -343,6 +354,34 @@ instructions! {
     // Zicond
     CzeroEqz      "czero.eqz"       R       0x0e00_5033 0xfe00_707f;
     CzeroNez      "czero.nez"       R       0x0e00_7033 0xfe00_707f;
+    // Zbc (Zbkc, which lacks clmulr)
+    Clmul         "clmul"           R       0x0a00_1033 0xfe00_707f;
+    Clmulh        "clmulh"          R       0x0a00_3033 0xfe00_707f;
+    Clmulr        "clmulr"          R       0x0a00_2033 0xfe00_707f;
+    // Zbkb and Zbkx
+    Pack          "pack"            R       0x0800_4033 0xfe00_707f;
+    Packh         "packh"           R       0x0800_7033 0xfe00_707f;
+    Packw         "packw"           R       0x0800_403b 0xfe00_707f;
+    Brev8         "brev8"           R1      0x6870_5013 0xfff0_707f;
+    Xperm4        "xperm4"          R       0x2800_2033 0xfe00_707f;
+    Xperm8        "xperm8"          R       0x2800_4033 0xfe00_707f;
+    // Zknd and Zkne
+    Aes64ds       "aes64ds"         R       0x3a00_0033 0xfe00_707f;
+    Aes64dsm      "aes64dsm"        R       0x3e00_0033 0xfe00_707f;
+    Aes64es       "aes64es"         R       0x3200_0033 0xfe00_707f;
+    Aes64esm      "aes64esm"        R       0x3600_0033 0xfe00_707f;
+    Aes64im       "aes64im"         R1      0x3000_1013 0xfff0_707f;
+    Aes64ks1i     "aes64ks1i"       Round   0x3100_1013 0xff00_707f;
+    Aes64ks2      "aes64ks2"        R       0x7e00_0033 0xfe00_707f;
+    // Zknh
+    Sha256sum0    "sha256sum0"      R1      0x1000_1013 0xfff0_707f;
+    Sha256sum1    "sha256sum1"      R1      0x1010_1013 0xfff0_707f;
+    Sha256sig0    "sha256sig0"      R1      0x1020_1013 0xfff0_707f;
+    Sha256sig1    "sha256sig1"      R1      0x1030_1013 0xfff0_707f;
+    Sha512sum0    "sha512sum0"      R1      0x1040_1013 0xfff0_707f;
+    Sha512sum1    "sha512sum1"      R1      0x1050_1013 0xfff0_707f;
+    Sha512sig0    "sha512sig0"      R1      0x1060_1013 0xfff0_707f;
+    Sha512sig1    "sha512sig1"      R1      0x1070_1013 0xfff0_707f;
     // F
     Flw           "flw"             FLoad   0x0000_2007 0x0000_707f;
     Fsw           "fsw"             FStore  0x0000_2027 0x0000_707f;
@@ -423,11 +462,12 @@ mod tests {
     }
 
     #[test]
-    fn only_pause_overlaps_another_row() {
+    fn only_two_rows_are_cases_of_others() {
         for (i, a) in ROWS.iter().enumerate().skip(1) {
             for b in &ROWS[i + 1..] {
                 let overlap = (a.bits ^ b.bits) & a.mask & b.mask == 0;
-                assert_eq!(overlap, (a.op, b.op) == (Op::Pause, Op::Fence), "{a:?} {b:?}");
+                let case = matches!((a.op, b.op), (Op::Pause, Op::Fence) | (Op::ZextH, Op::Packw));
+                assert_eq!(overlap, case, "{a:?} {b:?}");
             }
         }
     }
@@ -435,7 +475,8 @@ mod tests {
     #[test]
     fn every_row_is_found_by_its_own_bits() {
         for row in &ROWS[1..] {
-            assert_eq!(lookup(row.bits).map(|r| r.op), Some(row.op));
+            let op = if row.op == Op::Packw { Op::ZextH } else { row.op };
+            assert_eq!(lookup(row.bits).map(|r| r.op), Some(op));
             if row.op != Op::Fence {
                 assert_eq!(lookup(row.bits | !row.mask).map(|r| r.op), Some(row.op));
             }
