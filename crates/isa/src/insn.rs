@@ -47,8 +47,14 @@ pub fn decode(raw: u32) -> Insn {
     let Some(row) = lookup(raw) else { return Insn::new(Op::Illegal, 4) };
     let mut insn = Insn::new(row.op, 4);
     fill(&mut insn, row.format, raw);
+    if row.format == Format::Round && insn.imm > AES_ROUND_MAX {
+        return Insn::new(Op::Illegal, 4);
+    }
     insn
 }
+
+/// The largest round number of `aes64ks1i`; those above are reserved.
+const AES_ROUND_MAX: i32 = 10;
 
 fn fill(insn: &mut Insn, format: Format, w: u32) {
     let (rd, rs1, rs2) = (reg(w, 7), reg(w, 15), reg(w, 20));
@@ -66,6 +72,7 @@ fn fill(insn: &mut Insn, format: Format, w: u32) {
         }
         Format::Shift6 => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20 & 63) as i32),
         Format::Shift5 => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20 & 31) as i32),
+        Format::Round => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20 & 15) as i32),
         Format::Fence => insn.imm = (w >> 20) as i32,
         Format::Sfence => (insn.rs1, insn.rs2) = (rs1, rs2),
         Format::Csr | Format::CsrImm => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20) as i32),
@@ -137,6 +144,12 @@ mod tests {
         assert_eq!(decode(0x0100_008f).op, Op::Fence);
         assert_eq!(decode(0x0ff0_000f), Insn { imm: 0xff, ..Insn::new(Op::Fence, 4) });
         assert_eq!(decode(0xffff_8f8f).op, Op::Fence);
+    }
+
+    #[test]
+    fn reserved_round_numbers_are_illegal() {
+        assert_eq!(decode(0x31a1_1093).op, Op::Aes64ks1i);
+        assert_eq!(decode(0x31b1_1093), Insn::new(Op::Illegal, 4));
     }
 
     proptest::proptest! {

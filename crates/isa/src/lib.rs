@@ -1,9 +1,9 @@
 //! Instructions of the machine (RV64GC and the extensions in the table) and their arithmetic as pure functions: one
-//! instruction table, a decoder, a disassembler, bit manipulation and exact floating point.
+//! instruction table, a decoder, a disassembler, bit manipulation, AES and SHA, and exact floating point.
 //!
 //! # Place
-//! The bottom of the tree: the engines decode with [`decode`] and compute with [`bits`] and [`float`]; people
-//! read [`disassemble`]'s text. Nothing here knows of harts or memory.
+//! The bottom of the tree: the engines decode with [`decode`] and compute with [`bits`], [`crypto`] and [`float`];
+//! people read [`disassemble`]'s text. Nothing here knows of harts or memory.
 //!
 //! # Invariants
 //! - INV-ISA-1: every function is total: no word and no operand panics.
@@ -12,6 +12,7 @@
 
 pub mod bits;
 mod compressed;
+pub mod crypto;
 mod disasm;
 pub mod float;
 mod insn;

@@ -28,7 +28,7 @@ pub fn disassemble(pc: u64, insn: &Insn) -> String {
         Format::B => format!("x{rs1},x{rs2},{target:#x}"),
         Format::U => format!("x{rd},{:#x}", imm as u32 >> 12),
         Format::J => format!("x{rd},{target:#x}"),
-        Format::Shift6 | Format::Shift5 => format!("x{rd},x{rs1},{imm:#x}"),
+        Format::Shift6 | Format::Shift5 | Format::Round => format!("x{rd},x{rs1},{imm:#x}"),
         Format::Fence if imm == FENCE_TSO => return "fence.tso".to_owned(),
         Format::Fence => format!("{},{}", accesses(imm >> 4), accesses(imm)),
         Format::Sfence => format!("x{rs1},x{rs2}"),

@@ -646,7 +646,7 @@ impl Core<'_, '_> {
             },
             op if op >= Op::LrW && op <= Op::AmoMaxuD => self.atomic(insn),
             op if op >= Op::Flw => self.floating_point(insn),
-            _ => self.bit_manipulation(insn),
+            _ => self.computation(insn),
         }
     }
 }

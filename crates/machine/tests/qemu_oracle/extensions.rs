@@ -1,4 +1,4 @@
-//! Cases of the extensions that compute in integer registers: Zba, Zbb, Zbs, Zicond.
+//! Cases of the extensions that compute in integer registers: Zba, Zbb, Zbc, Zbs, Zicond and Zkn.
 
 use crate::asm::*;
 use crate::case::*;
@@ -11,7 +11,7 @@ const OP_IMM: u32 = 0x13;
 const OP_IMM_32: u32 = 0x1b;
 
 /// Instructions of two registers: opcode, funct3, funct7.
-const BINARY: [(u32, u32, u32); 24] = [
+const BINARY: [(u32, u32, u32); 37] = [
     (OP_32, 0, 0x04), // add.uw
     (OP, 2, 0x10),    // sh1add
     (OP, 4, 0x10),
@@ -36,10 +36,23 @@ const BINARY: [(u32, u32, u32); 24] = [
     (OP, 1, 0x14),    // bset
     (OP, 5, 0x07),    // czero.eqz
     (OP, 7, 0x07),    // czero.nez
+    (OP, 1, 0x05),    // clmul
+    (OP, 2, 0x05),    // clmulr
+    (OP, 3, 0x05),    // clmulh
+    (OP, 4, 0x04),    // pack
+    (OP, 7, 0x04),    // packh
+    (OP_32, 4, 0x04), // packw
+    (OP, 2, 0x14),    // xperm4
+    (OP, 4, 0x14),    // xperm8
+    (OP, 0, 0x1d),    // aes64ds
+    (OP, 0, 0x1f),    // aes64dsm
+    (OP, 0, 0x19),    // aes64es
+    (OP, 0, 0x1b),    // aes64esm
+    (OP, 0, 0x3f),    // aes64ks2
 ];
 
 /// Instructions of one register: opcode, funct3, the upper twelve bits.
-const UNARY: [(u32, u32, u32); 12] = [
+const UNARY: [(u32, u32, u32); 21] = [
     (OP_IMM, 1, 0x600),    // clz
     (OP_IMM, 1, 0x601),    // ctz
     (OP_IMM, 1, 0x602),    // cpop
@@ -51,11 +64,20 @@ const UNARY: [(u32, u32, u32); 12] = [
     (OP_32, 4, 0x080),     // zext.h
     (OP_IMM, 5, 0x287),    // orc.b
     (OP_IMM, 5, 0x6b8),    // rev8
-    (OP_IMM, 5, 0x687),    // brev8, of Zbkb
+    (OP_IMM, 5, 0x687),    // brev8
+    (OP_IMM, 1, 0x300),    // aes64im
+    (OP_IMM, 1, 0x100),    // sha256sum0
+    (OP_IMM, 1, 0x101),
+    (OP_IMM, 1, 0x102), // sha256sig0
+    (OP_IMM, 1, 0x103),
+    (OP_IMM, 1, 0x104), // sha512sum0
+    (OP_IMM, 1, 0x105),
+    (OP_IMM, 1, 0x106), // sha512sig0
+    (OP_IMM, 1, 0x107),
 ];
 
 /// Instructions of a register and a constant below a limit: opcode, funct3, the upper bits, the limit.
-const CONSTANT: [(u32, u32, u32, u64); 7] = [
+const CONSTANT: [(u32, u32, u32, u64); 8] = [
     (OP_IMM_32, 1, 0x080, 64), // slli.uw
     (OP_IMM, 5, 0x600, 64),    // rori
     (OP_IMM_32, 5, 0x600, 32), // roriw
@@ -63,6 +85,7 @@ const CONSTANT: [(u32, u32, u32, u64); 7] = [
     (OP_IMM, 5, 0x480, 64),    // bexti
     (OP_IMM, 1, 0x680, 64),    // binvi
     (OP_IMM, 1, 0x280, 64),    // bseti
+    (OP_IMM, 1, 0x310, 16),    // aes64ks1i, round numbers from 11 on being reserved
 ];
 
 pub(crate) fn word(rng: &mut Rng) -> u32 {
