@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::sync::atomic::AtomicBool;
 
 use machine::config::{BootImages, MachineConfig};
+use machine::engine::EngineConfig;
 use machine::io::{Input, OutputKind};
 use machine::{Exit, Machine};
 
@@ -12,7 +13,8 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let read = |p: &String| std::fs::read(p).expect("readable file").into();
     let harts = args.get(4).map_or(1, |n| n.parse().expect("number of harts"));
-    let bios = args.get(5).map(read);
+    let bios = args.get(5).filter(|s| !s.is_empty()).map(read);
+    let engine = args.get(6).map(|name| name.parse().expect("interpreter or jit"));
     let config = MachineConfig {
         harts,
         ram_size: 512 << 20,
@@ -30,6 +32,9 @@ fn main() {
         append: args.get(3).cloned().unwrap_or_else(|| "earlycon=sbi console=ttyS0".into()),
     };
     let mut m = Machine::new(config, images).expect("bootable");
+    if let Some(kind) = engine {
+        m.set_engine(EngineConfig::new(kind));
+    }
     let stop = AtomicBool::new(false);
     let start = std::time::Instant::now();
     let limit = 60_000_000_000;
@@ -60,6 +65,7 @@ fn main() {
         m.icount() as f64 / s / 1e6,
         digest
     );
+    eprintln!("{} {:?}", m.engine(), m.engine_stats());
     for h in m.harts() {
         eprintln!(
             "hart {} pc {:#x} {:?} cause {:#x} tval {:#x} epc {:#x}",
