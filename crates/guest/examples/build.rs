@@ -1,4 +1,4 @@
-//! Builds a guest and prints its files as JSON: `build minimal|redis|tools|etcd [CACHE_DIR]`.
+//! Builds a guest and prints its files as JSON: `build minimal|redis|tools|bench|debian|etcd [CACHE_DIR]`.
 #![expect(clippy::print_stdout, reason = "printing is what an example is for")]
 
 use guest::{GuestBuilder, GuestKind, default_cache_dir};
@@ -11,11 +11,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "minimal" => GuestKind::Minimal,
         "redis" => GuestKind::Redis,
         "tools" => GuestKind::Tools,
+        "bench" => GuestKind::Bench,
+        "debian" => GuestKind::Debian,
         "etcd" => {
             println!("{}", builder.etcd()?.display());
             return Ok(());
         }
-        _ => return Err("usage: build minimal|redis|tools|etcd [CACHE_DIR]".into()),
+        _ => return Err("usage: build minimal|redis|tools|bench|debian|etcd [CACHE_DIR]".into()),
     };
     println!("{}", serde_json::to_string_pretty(&builder.build(kind)?)?);
     Ok(())

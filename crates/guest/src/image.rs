@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::BuildGuestError;
@@ -84,6 +85,22 @@ impl Packages {
         for root in &self.roots {
             add_below(root, &root.join(path), 0, tree);
         }
+    }
+
+    /// Adds everything that the packages have, with links, but for paths that start with one of `without`. Top
+    /// directories that Debian merged with those below `/usr` go there.
+    pub(crate) fn add_all(&self, tree: &mut FileTree, without: &[&str]) {
+        for root in &self.roots {
+            add_whole(root, root, 0, without, tree);
+        }
+    }
+
+    /// Contents of a text file.
+    pub(crate) fn text(&self, path: &str) -> Result<String, BuildGuestError> {
+        let bytes = self.read(path)?;
+        String::from_utf8(bytes).map_err(|_| BuildGuestError::NotFound {
+            what: format!("text in /{path} in the packages"),
+        })
     }
 
     fn add_elf(
@@ -181,6 +198,36 @@ fn add_below(root: &Path, dir: &Path, depth: u32, tree: &mut FileTree) {
             && let Ok(bytes) = fs::read(&path)
         {
             tree.add_file(inside, 0o644, bytes);
+        }
+    }
+}
+
+fn add_whole(root: &Path, dir: &Path, depth: u32, without: &[&str], tree: &mut FileTree) {
+    for path in entries(dir) {
+        let Some(inside) = path.strip_prefix(root).ok().and_then(Path::to_str) else { continue };
+        let merged = ["bin/", "lib/", "sbin/"].iter().any(|top| inside.starts_with(top));
+        let to = if merged { format!("usr/{inside}") } else { inside.to_owned() };
+        let Ok(data) = fs::symlink_metadata(&path) else { continue };
+        if without.iter().any(|start| format!("{to}/").starts_with(start)) {
+            continue;
+        }
+        if data.is_dir() {
+            let is_merged = ["bin", "lib", "sbin"].contains(&to.as_str());
+            if !is_merged {
+                tree.add_dir(&to);
+            }
+            if depth < DEPTH_MAX {
+                add_whole(root, &path, depth + 1, without, tree);
+            }
+        } else if data.is_symlink() {
+            if let Ok(target) = fs::read_link(&path)
+                && let Some(target) = target.to_str()
+                && !tree.contains(&to)
+            {
+                tree.add_symlink(&to, target);
+            }
+        } else if let Ok(bytes) = fs::read(&path) {
+            tree.add_file(&to, data.permissions().mode() & 0o777, bytes);
         }
     }
 }

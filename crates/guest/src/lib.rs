@@ -17,7 +17,9 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod cpio;
+mod debian;
 mod elf;
 mod image;
 mod kernel;
@@ -104,6 +106,11 @@ pub enum GuestKind {
     /// Debian's stress-ng, openssl and python3: runs a list of commands (see [`write_with_run_list`]) or the one in
     /// `understudy.run="..."`, prints `understudy: exit CODE COMMAND` for each and powers off.
     Tools,
+    /// Debian's compiler, interpreters and compressors for the bench: runs `/bench/NAME` for each line NAME that it reads
+    /// from the console (see [`write_with_files`]) and prints `understudy: exit CODE NAME`; `end` powers off.
+    Bench,
+    /// Debian with systemd, up to a login prompt on the console.
+    Debian,
 }
 
 impl GuestKind {
@@ -114,6 +121,8 @@ impl GuestKind {
             Self::Minimal => "minimal",
             Self::Redis => "redis",
             Self::Tools => "tools",
+            Self::Bench => "bench",
+            Self::Debian => "debian",
         }
     }
 
@@ -122,6 +131,16 @@ impl GuestKind {
             Self::Minimal => &["busybox-static"],
             Self::Redis => &["busybox-static", "redis-server"],
             Self::Tools => &["busybox-static", "stress-ng", "openssl", "python3-minimal"],
+            Self::Bench => bench::PACKAGES,
+            Self::Debian => debian::PACKAGES,
+        }
+    }
+
+    fn left_out(self) -> &'static [&'static str] {
+        match self {
+            Self::Minimal | Self::Redis | Self::Tools => LEFT_OUT,
+            Self::Bench => bench::LEFT_OUT,
+            Self::Debian => &[],
         }
     }
 
@@ -130,6 +149,27 @@ impl GuestKind {
             Self::Minimal => include_str!("init/minimal.sh"),
             Self::Redis => include_str!("init/redis.sh"),
             Self::Tools => include_str!("init/tools.sh"),
+            Self::Bench => include_str!("init/bench.sh"),
+            Self::Debian => "",
+        }
+    }
+
+    /// Kernel command line. Debian's console is called dumb where nobody answers what it would ask a terminal.
+    fn append(self) -> &'static str {
+        match self {
+            Self::Debian => {
+                "console=ttyS0 panic=-1 TERM=dumb systemd.tty.term.console=dumb systemd.tty.term.ttyS0=dumb"
+            }
+            Self::Minimal | Self::Redis | Self::Tools | Self::Bench => "console=ttyS0 panic=-1",
+        }
+    }
+
+    /// What its recipe has beside its script.
+    fn made_by(self) -> &'static [&'static str] {
+        match self {
+            Self::Minimal | Self::Redis | Self::Tools => &[],
+            Self::Bench => &[include_str!("bench.rs")],
+            Self::Debian => &[include_str!("debian.rs")],
         }
     }
 }
@@ -215,7 +255,7 @@ impl GuestBuilder {
         latest: &Path,
     ) -> Result<GuestFiles, BuildGuestError> {
         let kernel = kernel::fetch(apt, &self.cache)?;
-        let packages = apt.closure(kind.packages(), LEFT_OUT)?;
+        let packages = apt.closure(kind.packages(), kind.left_out())?;
         let mut names = vec![kernel.stem.clone()];
         names.extend(packages.iter().map(|package| package.stem.clone()));
         let home = self.cache.join("guests").join(format!(
@@ -238,7 +278,7 @@ impl GuestBuilder {
         let files = GuestFiles {
             kernel: kernel.image,
             initrd: home.join("initrd"),
-            append: "console=ttyS0 panic=-1".to_owned(),
+            append: kind.append().to_owned(),
             disk: (kind == GuestKind::Redis).then(|| home.join("disk")),
             packages: names,
             recipe: recipe(kind),
@@ -324,7 +364,9 @@ fn cached(latest: &Path, kind: GuestKind) -> Option<GuestFiles> {
 fn recipe(kind: GuestKind) -> String {
     let parts =
         [include_str!("init/init.sh"), kind.script(), include_str!("init/tools.list"), APPLETS];
-    format!("{RECIPE}-{}", key(&parts.map(str::to_owned), SUITE))
+    let parts: Vec<String> =
+        parts.iter().chain(kind.made_by()).map(|&part| part.to_owned()).collect();
+    format!("{RECIPE}-{}", key(&parts, SUITE))
 }
 
 fn key(parts: &[String], more: &str) -> String {
@@ -341,6 +383,9 @@ fn file_tree(
     kernel: &Kernel,
     packages: &Packages,
 ) -> Result<FileTree, BuildGuestError> {
+    if kind == GuestKind::Debian {
+        return debian::file_tree(packages);
+    }
     let mut tree = FileTree::new();
     for dir in ["dev", "proc", "sys", "etc", "usr/bin", "usr/lib"] {
         tree.add_dir(dir);
@@ -353,8 +398,14 @@ fn file_tree(
     // The kernel opens it for init before devtmpfs is mounted.
     tree.add_char_device("dev/console", 5, 1);
     packages.add_program(&mut tree, "usr/bin/busybox")?;
+    if kind == GuestKind::Bench {
+        bench::add_programs(&mut tree, packages)?;
+    }
     for applet in APPLETS.split_whitespace() {
-        tree.add_symlink(&format!("usr/bin/{applet}"), "busybox");
+        let path = format!("usr/bin/{applet}");
+        if !tree.contains(&path) {
+            tree.add_symlink(&path, "busybox");
+        }
     }
     tree.add_file("init", 0o755, include_str!("init/init.sh").into());
     tree.add_file("guest.sh", 0o644, kind.script().into());
@@ -369,7 +420,7 @@ fn file_tree(
     }
     tree.add_file("modules/order", 0o644, order.into());
     match kind {
-        GuestKind::Minimal => {}
+        GuestKind::Minimal | GuestKind::Bench | GuestKind::Debian => {}
         GuestKind::Redis => packages.add_program(&mut tree, "usr/bin/redis-server")?,
         GuestKind::Tools => add_tools(&mut tree, packages)?,
     }
@@ -424,10 +475,22 @@ pub fn write_with_run_list(
     commands: &str,
     path: &Path,
 ) -> Result<(), BuildGuestError> {
-    let mut bytes = fs::read(&guest.initrd)
-        .map_err(|source| BuildGuestError::Cache { path: guest.initrd.clone(), source })?;
     let mut tree = FileTree::new();
     tree.add_file("run.list", 0o644, format!("{commands}\n").into());
+    write_with_files(guest, &tree, path)
+}
+
+/// Writes a guest's initial RAM disk to `path`, with the files of `tree` added.
+///
+/// # Errors
+/// [`BuildGuestError::Cache`] when a file cannot be read or written.
+pub fn write_with_files(
+    guest: &GuestFiles,
+    tree: &FileTree,
+    path: &Path,
+) -> Result<(), BuildGuestError> {
+    let mut bytes = fs::read(&guest.initrd)
+        .map_err(|source| BuildGuestError::Cache { path: guest.initrd.clone(), source })?;
     let written = tree.write_cpio(&mut bytes).and_then(|()| fs::write(path, &bytes));
     written.map_err(|source| BuildGuestError::Cache { path: path.to_owned(), source })
 }

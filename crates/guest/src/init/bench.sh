@@ -1,0 +1,11 @@
+# Runs the scripts of /bench that are named on the console, one line each, when they are named; `end` powers off.
+stty -echo
+for file in /bench/setup; do [ ! -e $file ] || sh $file; done
+echo "understudy: bench ready"
+while read -r name; do
+    [ "$name" != end ] || break
+    echo "understudy: run $name"
+    sh /bench/$name < /dev/null
+    echo "understudy: exit $? $name"
+done
+poweroff -f
