@@ -1,10 +1,10 @@
-//! The C extension: each 16-bit instruction becomes the base instruction that it stands for.
+//! The C and Zcb extensions: each 16-bit instruction becomes the longer instruction that it stands for.
 //!
 //! # Invariants
-//! - INV-C-1: reserved encodings are illegal; hints become the base instruction without effect that they stand for.
+//! - INV-C-1: reserved encodings are illegal; hints become the instruction without effect that they stand for.
 //!
 //! # References
-//! The RISC-V Instruction Set Manual, volume I, chapter "C", tables of quadrants 0 to 2, RV64 columns.
+//! The RISC-V Instruction Set Manual, volume I, chapter "C", tables of quadrants 0 to 2, RV64 columns; chapter "Zc*", Zcb.
 
 use crate::insn::Insn;
 use crate::table::Op;
@@ -35,9 +35,25 @@ fn quadrant_0(w: u32) -> Option<Insn> {
         1 => i(Op::Fld, rd, rs1, double),
         2 => i(Op::Lw, rd, rs1, word),
         3 => i(Op::Ld, rd, rs1, double),
+        4 => short_access(w)?,
         5 => s(Op::Fsd, rs1, rd, double),
         6 => s(Op::Sw, rs1, rd, word),
         7 => s(Op::Sd, rs1, rd, double),
+        _ => return None,
+    })
+}
+
+/// Quadrant 0, funct3 4: loads and stores of bytes and halfwords (Zcb).
+fn short_access(w: u32) -> Option<Insn> {
+    let (rd, rs1) = (short_reg(w, 2), short_reg(w, 7));
+    let byte = field(w, 6, 1, 0) | field(w, 5, 1, 1);
+    let half = field(w, 5, 1, 1);
+    Some(match (w >> 10 & 7, w >> 6 & 1) {
+        (0, _) => i(Op::Lbu, rd, rs1, byte),
+        (1, 0) => i(Op::Lhu, rd, rs1, half),
+        (1, _) => i(Op::Lh, rd, rs1, half),
+        (2, _) => s(Op::Sb, rs1, rd, byte),
+        (3, 0) => s(Op::Sh, rs1, rd, half),
         _ => return None,
     })
 }
@@ -80,6 +96,20 @@ fn arithmetic(w: u32) -> Option<Insn> {
         (_, 0, _) => r(Op::And, rd, rd, rs2),
         (_, _, 0) => r(Op::Subw, rd, rd, rs2),
         (_, _, 1) => r(Op::Addw, rd, rd, rs2),
+        (_, _, 2) => r(Op::Mul, rd, rd, rs2),
+        _ => unary(w, rd)?,
+    })
+}
+
+/// Extensions and complement of one register (Zcb).
+fn unary(w: u32, rd: u8) -> Option<Insn> {
+    Some(match w >> 2 & 7 {
+        0 => i(Op::Andi, rd, rd, 0xff),
+        1 => r(Op::SextB, rd, rd, 0),
+        2 => r(Op::ZextH, rd, rd, 0),
+        3 => r(Op::SextH, rd, rd, 0),
+        4 => r(Op::AddUw, rd, rd, 0),
+        5 => i(Op::Xori, rd, rd, -1),
         _ => return None,
     })
 }
@@ -171,15 +201,19 @@ mod tests {
 
     #[test]
     fn reserved_encodings_are_illegal() {
-        // c.addi4spn 0, quadrant 0 funct3 4, c.addiw x0, c.addi16sp 0, c.lui 0, c.lwsp x0, c.ldsp x0, c.jr x0
-        for w in [0x0004, 0x8000, 0x2005, 0x6101, 0x6281, 0x4002, 0x6002, 0x8002, 0x9c41, 0x9c61] {
+        // c.addi4spn 0, c.addiw x0, c.addi16sp 0, c.lui 0, c.lwsp x0, c.ldsp x0, c.jr x0
+        for w in [0x0004, 0x2005, 0x6101, 0x6281, 0x4002, 0x6002, 0x8002] {
+            assert_eq!(decode(w), Insn::new(Op::Illegal, 2), "{w:#06x}");
+        }
+        // What Zcb leaves: c.sh with bit 6 set, quadrant 0 from funct6 0x24 on, c.not and above.
+        for w in [0x8c40, 0x9000, 0x9c00, 0x9c79, 0x9c7d] {
             assert_eq!(decode(w), Insn::new(Op::Illegal, 2), "{w:#06x}");
         }
     }
 
     #[test]
     fn expansions_equal_the_base_instruction_but_for_the_length() {
-        // c.addi x2,-32; c.sdsp x1,24(x2); c.jr x1; c.li x10,-1; c.ebreak; c.j .-2; c.lui x15,0xfffe1
+        // c.addi x2,-32; c.sdsp x1,24(x2); c.jr x1; c.li x10,-1; c.ebreak; c.j .-2; c.lui x15,0xfffe1; c.zext.w x8
         let pairs = [
             (0x1101, 0xfe01_0113),
             (0xec06, 0x0011_3c23),
@@ -188,6 +222,7 @@ mod tests {
             (0x9002, 0x0010_0073),
             (0xbffd, 0xffff_f06f),
             (0x7785, 0xfffe_17b7),
+            (0x9c71, 0x0804_043b),
         ];
         for (short, long) in pairs {
             assert_eq!(Insn { len: 4, ..decode(short) }, decode(long), "{short:#06x}");

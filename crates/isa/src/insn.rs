@@ -17,7 +17,7 @@ pub struct Insn {
     pub op: Op,
     /// Destination register.
     pub rd: u8,
-    /// First source register; the constant of `csrr*i`.
+    /// First source register; the constant of `csrr*i`; the number of the constant of `fli.*`.
     pub rs1: u8,
     /// Second source register.
     pub rs2: u8,
@@ -73,6 +73,7 @@ fn fill(insn: &mut Insn, format: Format, w: u32) {
         Format::Shift6 => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20 & 63) as i32),
         Format::Shift5 => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20 & 31) as i32),
         Format::Round => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20 & 15) as i32),
+        Format::Block => insn.rs1 = rs1,
         Format::Fence => insn.imm = (w >> 20) as i32,
         Format::Sfence => (insn.rs1, insn.rs2) = (rs1, rs2),
         Format::Csr | Format::CsrImm => (insn.rd, insn.rs1, insn.imm) = (rd, rs1, (w >> 20) as i32),
@@ -87,7 +88,9 @@ fn fill(insn: &mut Insn, format: Format, w: u32) {
         Format::FRm1 | Format::FToXRm | Format::XToFRm => {
             (insn.rd, insn.rs1, insn.rm) = (rd, rs1, funct3)
         }
-        Format::R1 | Format::FToX | Format::XToF => (insn.rd, insn.rs1) = (rd, rs1),
+        Format::R1 | Format::FConst | Format::FToX | Format::XToF => {
+            (insn.rd, insn.rs1) = (rd, rs1);
+        }
     }
 }
 
@@ -119,7 +122,7 @@ mod tests {
 
     #[test]
     fn length_follows_the_low_bits() {
-        for raw in [0, 0xffff_0000, 0x8000] {
+        for raw in [0, 0xffff_0000, 0x9000] {
             assert_eq!(decode(raw), Insn::new(Op::Illegal, 2));
         }
         for raw in [0x7003, 0xffff_ffff, 0x0000_201f] {

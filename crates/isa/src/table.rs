@@ -43,6 +43,8 @@ pub(crate) enum Format {
     Shift5,
     /// rd, rs1, number of an AES round: 0 to 10, others being reserved
     Round,
+    /// (rs1)
+    Block,
     /// predecessors, successors
     Fence,
     /// rs1, rs2
@@ -65,6 +67,8 @@ pub(crate) enum Format {
     FRm,
     /// frd, frs1, rm
     FRm1,
+    /// frd, number of a constant
+    FConst,
     /// frd, frs1, frs2
     FR,
     /// rd, frs1, frs2
@@ -382,6 +386,14 @@ instructions! {
     Sha512sum1    "sha512sum1"      R1      0x1050_1013 0xfff0_707f;
     Sha512sig0    "sha512sig0"      R1      0x1060_1013 0xfff0_707f;
     Sha512sig1    "sha512sig1"      R1      0x1070_1013 0xfff0_707f;
+    // Zicbom and Zicboz; the prefetches of Zicbop are `ori` with rd = x0
+    CboInval      "cbo.inval"       Block   0x0000_200f 0xfff0_7fff;
+    CboClean      "cbo.clean"       Block   0x0010_200f 0xfff0_7fff;
+    CboFlush      "cbo.flush"       Block   0x0020_200f 0xfff0_7fff;
+    CboZero       "cbo.zero"        Block   0x0040_200f 0xfff0_7fff;
+    // Zawrs
+    WrsNto        "wrs.nto"         None    0x00d0_0073 0xffff_ffff;
+    WrsSto        "wrs.sto"         None    0x01d0_0073 0xffff_ffff;
     // F
     Flw           "flw"             FLoad   0x0000_2007 0x0000_707f;
     Fsw           "fsw"             FStore  0x0000_2027 0x0000_707f;
@@ -414,6 +426,14 @@ instructions! {
     FmvXW         "fmv.x.w"         FToX    0xe000_0053 0xfff0_707f;
     FmvWX         "fmv.w.x"         XToF    0xf000_0053 0xfff0_707f;
     FcvtSD        "fcvt.s.d"        FRm1    0x4010_0053 0xfff0_007f;
+    // Zfa, single
+    FliS          "fli.s"           FConst  0xf010_0053 0xfff0_707f;
+    FminmS        "fminm.s"         FR      0x2800_2053 0xfe00_707f;
+    FmaxmS        "fmaxm.s"         FR      0x2800_3053 0xfe00_707f;
+    FroundS       "fround.s"        FRm1    0x4040_0053 0xfff0_007f;
+    FroundnxS     "froundnx.s"      FRm1    0x4050_0053 0xfff0_007f;
+    FltqS         "fltq.s"          FCmp    0xa000_5053 0xfe00_707f;
+    FleqS         "fleq.s"          FCmp    0xa000_4053 0xfe00_707f;
     // D
     Fld           "fld"             FLoad   0x0000_3007 0x0000_707f;
     Fsd           "fsd"             FStore  0x0000_3027 0x0000_707f;
@@ -446,6 +466,15 @@ instructions! {
     FmvXD         "fmv.x.d"         FToX    0xe200_0053 0xfff0_707f;
     FmvDX         "fmv.d.x"         XToF    0xf200_0053 0xfff0_707f;
     FcvtDS        "fcvt.d.s"        FRm1    0x4200_0053 0xfff0_007f;
+    // Zfa, double
+    FliD          "fli.d"           FConst  0xf210_0053 0xfff0_707f;
+    FminmD        "fminm.d"         FR      0x2a00_2053 0xfe00_707f;
+    FmaxmD        "fmaxm.d"         FR      0x2a00_3053 0xfe00_707f;
+    FroundD       "fround.d"        FRm1    0x4240_0053 0xfff0_007f;
+    FroundnxD     "froundnx.d"      FRm1    0x4250_0053 0xfff0_007f;
+    FltqD         "fltq.d"          FCmp    0xa200_5053 0xfe00_707f;
+    FleqD         "fleq.d"          FCmp    0xa200_4053 0xfe00_707f;
+    FcvtmodWD     "fcvtmod.w.d"     FToXRm  0xc280_1053 0xfff0_707f;
 }
 
 #[cfg(test)]

@@ -3,11 +3,14 @@
 //! # Invariants
 //! - INV-MMU-1: the result is as if every access walked the tables anew: every page that a valid PTE was read from is
 //!   marked in [`GuestRam`], which raises its generation when such a PTE changes.
-//! - INV-MMU-2: accessed and dirty bits are set by the walk that needs them, before the access.
+//! - INV-MMU-2: with `menvcfg.ADUE`, accessed and dirty bits are set by the walk that needs them, before the access;
+//!   without it the walk faults, and a translation says `writable` only when the dirty bit is set.
 //!
 //! # References
-//! Privileged Architecture 1.13, section 12.3.2 "Virtual Address Translation Process"; Svadu for hardware A/D.
+//! Privileged Architecture 1.13, section 12.3.2 "Virtual Address Translation Process"; Svadu and Svade for accessed and
+//! dirty bits; Svnapot; Svpbmt, whose memory types change nothing here, where there are no caches.
 
+use crate::hart::csr::envcfg;
 use crate::hart::pmp::{Access, Pmp};
 use crate::hart::{Mode, Trap, cause};
 use crate::ram::{GuestRam, PAGE_SHIFT, RAM_BASE};
@@ -19,8 +22,15 @@ const PTE_X: u64 = 1 << 3;
 const PTE_U: u64 = 1 << 4;
 const PTE_A: u64 = 1 << 6;
 const PTE_D: u64 = 1 << 7;
-/// Reserved, PBMT and N bits: must be zero without Svpbmt and Svnapot.
-const PTE_RESERVED: u64 = 0x3ff << 54;
+/// Memory type (Svpbmt); the value 3 is reserved.
+const PTE_PBMT: u64 = 3 << 61;
+/// A naturally aligned power of two of pages (Svnapot).
+const PTE_N: u64 = 1 << 63;
+/// Bits that must be zero in every PTE.
+const PTE_RESERVED: u64 = 0x7f << 54;
+/// Low bits of the PPN in a PTE of a range of 64 KiB, the only one that Svnapot has.
+const NAPOT_64K: u64 = 8;
+const NAPOT_MASK: u64 = 0xf;
 
 /// What a translation depends on beside the address.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +43,8 @@ pub struct Context {
     pub mxr: bool,
     /// `satp`.
     pub satp: u64,
+    /// `menvcfg`.
+    pub menvcfg: u64,
 }
 
 /// A translated page.
@@ -112,12 +124,12 @@ fn walk(
             return Err(access_fault(access, va));
         }
         let pte = ram.read_u64(pte_gpa).map_err(|_| access_fault(access, va))?;
-        if pte & PTE_V == 0 || pte & (PTE_R | PTE_W) == PTE_W || pte & PTE_RESERVED != 0 {
+        if pte & PTE_V == 0 || pte & (PTE_R | PTE_W) == PTE_W || has_reserved_bits(pte, ctx) {
             return Err(page_fault(access, va));
         }
         let pte_page = ((pte_gpa - RAM_BASE) >> PAGE_SHIFT) as u32;
         if pte & (PTE_R | PTE_X) == 0 {
-            if pte & (PTE_A | PTE_D | PTE_U) != 0 {
+            if pte & (PTE_A | PTE_D | PTE_U | PTE_PBMT | PTE_N) != 0 {
                 return Err(page_fault(access, va));
             }
             tracked_new |= ram.mark_page_table(pte_page);
@@ -127,6 +139,9 @@ fn walk(
         let gpa = leaf(pte, level, ctx, va, access)?;
         let wanted = pte | PTE_A | if access == Access::Write { PTE_D } else { 0 };
         if wanted != pte {
+            if ctx.menvcfg & envcfg::ADUE == 0 {
+                return Err(page_fault(access, va));
+            }
             if !pmp.allows(pte_gpa, Mode::Supervisor, Access::Write) {
                 return Err(access_fault(access, va));
             }
@@ -137,6 +152,12 @@ fn walk(
         return Ok(Translation { gpa, writable, tracked_new });
     }
     Err(page_fault(access, va))
+}
+
+/// Whether bits are set that stand for nothing.
+fn has_reserved_bits(pte: u64, ctx: Context) -> bool {
+    let types = if ctx.menvcfg & envcfg::PBMTE != 0 { PTE_PBMT } else { 0 };
+    pte & (PTE_RESERVED | PTE_PBMT & !types) != 0 || pte & PTE_PBMT == PTE_PBMT
 }
 
 /// Checks a leaf PTE and returns the address it maps `va` to.
@@ -153,10 +174,15 @@ fn leaf(pte: u64, level: u32, ctx: Context, va: u64, access: Access) -> Result<u
         Access::Execute => pte & PTE_X != 0,
     };
     let ppn = pte >> 10 & ((1 << 44) - 1);
-    let low = (1u64 << (9 * level)) - 1;
-    if !mode_allows || !allowed || ppn & low != 0 {
+    // Bits of the PPN that come from the address, and what must stand in their place.
+    let (low, expected) = match (pte & PTE_N != 0, level) {
+        (false, _) => ((1u64 << (9 * level)) - 1, 0),
+        (true, 0) => (NAPOT_MASK, NAPOT_64K),
+        (true, _) => return Err(page_fault(access, va)),
+    };
+    if !mode_allows || !allowed || ppn & low != expected {
         return Err(page_fault(access, va));
     }
-    let offset_mask = (1u64 << (PAGE_SHIFT + 9 * level)) - 1;
+    let offset_mask = low << PAGE_SHIFT | ((1 << PAGE_SHIFT) - 1);
     Ok(ppn << PAGE_SHIFT & !offset_mask | va & offset_mask)
 }

@@ -3,6 +3,7 @@
 //! # References
 //! RISC-V Supervisor Binary Interface 2.0: Base, TIME, IPI, RFENCE, HSM, SRST, DBCN and the legacy console and timer.
 
+use crate::hart::csr::envcfg;
 use crate::hart::{Hart, HartState, Mode, irq, mstatus};
 use crate::io::OutputKind;
 use crate::ram::GuestRam;
@@ -58,7 +59,7 @@ pub(crate) fn prepare_hart(hart: &mut Hart) {
     hart.csr.mideleg = irq::S_ALL;
     hart.csr.mcounteren = 7;
     hart.csr.scounteren = 7;
-    hart.csr.menvcfg = crate::hart::csr::MENVCFG_STCE;
+    hart.csr.menvcfg = envcfg::WRITABLE & !envcfg::FIOM;
     hart.pmp = crate::hart::pmp::Pmp::allow_all();
     hart.mode = Mode::Supervisor;
     hart.state = HartState::Stopped;

@@ -8,12 +8,16 @@ mod tests;
 
 use std::borrow::Cow;
 
+use crate::float::constant;
 use crate::insn::Insn;
 use crate::table::{Format, Op};
 
 /// The text of `insn`, which stands at address `pc`: branch and jump targets are absolute.
 #[must_use]
 pub fn disassemble(pc: u64, insn: &Insn) -> String {
+    if let Some(text) = prefetch(insn) {
+        return text;
+    }
     let row = insn.op.row();
     let Insn { imm, rd, rs1, rs2, rs3, .. } = *insn;
     let target = pc.wrapping_add(i64::from(imm) as u64);
@@ -29,6 +33,7 @@ pub fn disassemble(pc: u64, insn: &Insn) -> String {
         Format::U => format!("x{rd},{:#x}", imm as u32 >> 12),
         Format::J => format!("x{rd},{target:#x}"),
         Format::Shift6 | Format::Shift5 | Format::Round => format!("x{rd},x{rs1},{imm:#x}"),
+        Format::Block => format!("(x{rs1})"),
         Format::Fence if imm == FENCE_TSO => return "fence.tso".to_owned(),
         Format::Fence => format!("{},{}", accesses(imm >> 4), accesses(imm)),
         Format::Sfence => format!("x{rs1},x{rs2}"),
@@ -41,6 +46,7 @@ pub fn disassemble(pc: u64, insn: &Insn) -> String {
         Format::Fma => format!("f{rd},f{rs1},f{rs2},f{rs3}{rm}"),
         Format::FRm => format!("f{rd},f{rs1},f{rs2}{rm}"),
         Format::FRm1 => format!("f{rd},f{rs1}{rm}"),
+        Format::FConst => format!("f{rd},{}", constant::text(rs1)),
         Format::FR => format!("f{rd},f{rs1},f{rs2}"),
         Format::FCmp => format!("x{rd},f{rs1},f{rs2}"),
         Format::FToX => format!("x{rd},f{rs1}"),
@@ -52,6 +58,18 @@ pub fn disassemble(pc: u64, insn: &Insn) -> String {
         if matches!(row.format, Format::Lr | Format::Amo) { ordering(insn.rm) } else { "" };
     let space = if operands.is_empty() { "" } else { " " };
     format!("{}{suffix}{space}{operands}", row.mnemonic)
+}
+
+/// The text of a prefetch: `ori` with rd = x0, whose offset has no bits below 32.
+fn prefetch(insn: &Insn) -> Option<String> {
+    let kind = match insn.imm & 31 {
+        0 => "i",
+        1 => "r",
+        3 => "w",
+        _ => return None,
+    };
+    let hint = insn.op == Op::Ori && insn.rd == 0;
+    hint.then(|| format!("prefetch.{kind} {}(x{})", insn.imm & !31, insn.rs1))
 }
 
 /// Fence mode TSO with the only accesses it is defined for.

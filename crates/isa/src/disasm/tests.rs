@@ -8,7 +8,7 @@
 //! - binutils always knows `dret` and the withdrawn `uret`, `hret` and `sfence.vm`, and with Svinval
 //!   the hypervisor's `hinval.*`;
 //! - binutils shows `aes64ks1i` with reserved round numbers;
-//! - binutils 2.40 does not know Zicond: [`listings`] has its instructions;
+//! - binutils 2.40 does not know Zicond, Zfa and Zcb: [`listings`] has its instructions;
 //! - CSRs of extensions that the machine does not have are shown by number.
 
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::table::{Op, ROWS};
 use super::disassemble;
 
 /// What objdump is to know: the machine's extensions that decide about instructions.
-const ARCHITECTURE: &str = "rv64gc_zihintpause_zba_zbb_zbc_zbs_zbkb_zbkx_zknd_zkne_zknh_svinval";
+const ARCHITECTURE: &str = "rv64gc_zihintpause_zba_zbb_zbc_zbs_zbkb_zbkx_zknd_zkne_zknh_zicbom_zicboz_zicbop_zawrs_svinval";
 
 fn run(dir: &Path, tool: &str, args: &[&str]) -> String {
     let tool = format!("riscv64-linux-gnu-{tool}");
@@ -74,17 +74,94 @@ fn is_known_difference(word: u32, insn: &Insn) -> bool {
 
 /// Whether binutils 2.40 does not know the instruction.
 fn is_listed(op: Op) -> bool {
-    matches!(op, Op::CzeroEqz | Op::CzeroNez)
+    matches!(
+        op,
+        Op::CzeroEqz
+            | Op::CzeroNez
+            | Op::FliS
+            | Op::FminmS
+            | Op::FmaxmS
+            | Op::FroundS
+            | Op::FroundnxS
+            | Op::FltqS
+            | Op::FleqS
+            | Op::FliD
+            | Op::FminmD
+            | Op::FmaxmD
+            | Op::FroundD
+            | Op::FroundnxD
+            | Op::FltqD
+            | Op::FleqD
+            | Op::FcvtmodWD
+    )
 }
 
 /// Words and texts as the manual and newer binutils have them.
-const LISTINGS: &[(u32, &str)] =
-    &[(0x0e31_50b3, "czero.eqz x1,x2,x3"), (0x0e31_70b3, "czero.nez x1,x2,x3")];
+const LISTINGS: &[(u32, &str)] = &[
+    (0x0e31_50b3, "czero.eqz x1,x2,x3"),
+    (0x0e31_70b3, "czero.nez x1,x2,x3"),
+    (0xf010_00d3, "fli.s f1,-0x1p+0"),
+    (0xf010_80d3, "fli.s f1,min"),
+    (0xf014_80d3, "fli.s f1,0x1.4p-2"),
+    (0xf018_00d3, "fli.s f1,0x1p+0"),
+    (0xf019_80d3, "fli.s f1,0x1.cp+0"),
+    (0xf01e_80d3, "fli.s f1,0x1p+16"),
+    (0xf01f_00d3, "fli.s f1,inf"),
+    (0xf01f_80d3, "fli.s f1,nan"),
+    (0x2831_20d3, "fminm.s f1,f2,f3"),
+    (0x2831_30d3, "fmaxm.s f1,f2,f3"),
+    (0x4041_70d3, "fround.s f1,f2"),
+    (0x4041_10d3, "fround.s f1,f2,rtz"),
+    (0x4051_00d3, "froundnx.s f1,f2,rne"),
+    (0xa031_50d3, "fltq.s x1,f2,f3"),
+    (0xa031_40d3, "fleq.s x1,f2,f3"),
+    (0xf210_00d3, "fli.d f1,-0x1p+0"),
+    (0xf210_80d3, "fli.d f1,min"),
+    (0xf214_80d3, "fli.d f1,0x1.4p-2"),
+    (0xf218_00d3, "fli.d f1,0x1p+0"),
+    (0xf219_80d3, "fli.d f1,0x1.cp+0"),
+    (0xf21e_80d3, "fli.d f1,0x1p+16"),
+    (0xf21f_00d3, "fli.d f1,inf"),
+    (0xf21f_80d3, "fli.d f1,nan"),
+    (0x2a31_20d3, "fminm.d f1,f2,f3"),
+    (0x2a31_30d3, "fmaxm.d f1,f2,f3"),
+    (0x4241_70d3, "fround.d f1,f2"),
+    (0x4241_10d3, "fround.d f1,f2,rtz"),
+    (0x4251_00d3, "froundnx.d f1,f2,rne"),
+    (0xa231_50d3, "fltq.d x1,f2,f3"),
+    (0xa231_40d3, "fleq.d x1,f2,f3"),
+    (0xc281_10d3, "fcvtmod.w.d x1,f2,rtz"),
+];
+
+/// The same of the compressed instructions of Zcb, as what they expand to.
+const SHORT_LISTINGS: &[(u16, &str)] = &[
+    (0x8060, "lbu x8,3(x8)"),
+    (0x8420, "lhu x8,2(x8)"),
+    (0x8440, "lh x8,0(x8)"),
+    (0x8840, "sb x8,1(x8)"),
+    (0x8c20, "sh x8,2(x8)"),
+    (0x9c61, "andi x8,x8,255"),
+    (0x9c65, "sext.b x8,x8"),
+    (0x9c69, "zext.h x8,x8"),
+    (0x9c6d, "sext.h x8,x8"),
+    (0x9c71, "add.uw x8,x8,x0"),
+    (0x9c75, "xori x8,x8,-1"),
+    (0x9c45, "mul x8,x8,x9"),
+];
+
+/// Whether the compressed instruction is in the places that Zcb takes.
+fn is_zcb(word: u16) -> bool {
+    word & 0xe003 == 0x8000 || word & 0xfc43 == 0x9c41
+}
 
 #[test]
 fn listings() {
     for &(word, text) in LISTINGS {
         assert_eq!(disassemble(0, &decode(word)), text, "{word:#010x}");
+    }
+    for &(word, text) in SHORT_LISTINGS {
+        assert!(is_zcb(word));
+        assert_eq!(disassemble(0, &decode(word.into())), text, "{word:#06x}");
     }
     for row in ROWS.iter().filter(|row| is_listed(row.op)) {
         assert!(LISTINGS.iter().any(|(word, _)| decode(*word).op == row.op), "{row:?}");
@@ -194,7 +271,7 @@ fn all_compressed_instructions_are_what_objdump_says() {
         assert_eq!(insn, decode(u32::from(word)));
         assert_eq!(insn.len, 2);
         let ours = disassemble(2 * i as u64, &insn);
-        if insn.op == Op::Illegal {
+        if insn.op == Op::Illegal || is_zcb(word) {
             assert!(!is_legal(theirs) || word == 0x6101, "{word:#06x}: objdump {theirs}");
         } else {
             assert!(is_legal(theirs), "{word:#06x}: {ours}");

@@ -44,12 +44,36 @@ pub(super) fn le<F: Format>(a: u64, b: u64, flags: &mut u8) -> bool {
     key::<F>(a) <= key::<F>(b) || both_zero::<F>(a, b)
 }
 
+/// As [`lt`], but a quiet NaN is not invalid.
+pub(super) fn ltq<F: Format>(a: u64, b: u64, flags: &mut u8) -> bool {
+    raise_if_signaling::<F>(a, b, flags);
+    !unordered::<F>(a, b) && lt::<F>(a, b, flags)
+}
+
+/// As [`le`], but a quiet NaN is not invalid.
+pub(super) fn leq<F: Format>(a: u64, b: u64, flags: &mut u8) -> bool {
+    raise_if_signaling::<F>(a, b, flags);
+    !unordered::<F>(a, b) && le::<F>(a, b, flags)
+}
+
 pub(super) fn min<F: Format>(a: u64, b: u64, flags: &mut u8) -> u64 {
     select::<F>(a, b, key::<F>(a) <= key::<F>(b), flags)
 }
 
 pub(super) fn max<F: Format>(a: u64, b: u64, flags: &mut u8) -> u64 {
     select::<F>(a, b, key::<F>(a) >= key::<F>(b), flags)
+}
+
+/// As [`min`], but NaN if an operand is one.
+pub(super) fn minm<F: Format>(a: u64, b: u64, flags: &mut u8) -> u64 {
+    let least = min::<F>(a, b, flags);
+    if unordered::<F>(a, b) { F::NAN } else { least }
+}
+
+/// As [`max`], but NaN if an operand is one.
+pub(super) fn maxm<F: Format>(a: u64, b: u64, flags: &mut u8) -> u64 {
+    let greatest = max::<F>(a, b, flags);
+    if unordered::<F>(a, b) { F::NAN } else { greatest }
 }
 
 fn select<F: Format>(a: u64, b: u64, first: bool, flags: &mut u8) -> u64 {

@@ -1,4 +1,4 @@
-//! Conversions to and from integers, and between the formats.
+//! Conversions to and from integers, between the formats, and to integers in the same format.
 
 use super::pack::{
     Format, Kind, Unpacked, infinity, propagate_nan, round_pack, rounds_up, shift_right_sticky,
@@ -86,4 +86,56 @@ pub(super) fn to_i64<F: Format>(a: u64, rm: Rounding, flags: &mut u8) -> u64 {
 
 pub(super) fn to_u64<F: Format>(a: u64, rm: Rounding, flags: &mut u8) -> u64 {
     to_integer::<F>(a, 0, u64::MAX, rm, flags)
+}
+
+/// Low 32 bits of the magnitude of `x`, a finite value, without its fraction.
+fn truncated_low_bits(x: Unpacked) -> u32 {
+    let distance = x.exp.abs_diff(63);
+    if x.exp <= 63 {
+        x.sig.checked_shr(distance).unwrap_or(0) as u32
+    } else {
+        x.sig.checked_shl(distance).unwrap_or(0) as u32
+    }
+}
+
+pub(super) fn to_i32_modular<F: Format>(a: u64, flags: &mut u8) -> u64 {
+    // For the flags.
+    to_i32::<F>(a, Rounding::Rtz, flags);
+    let x = unpack::<F>(a);
+    match x.kind {
+        Kind::Zero | Kind::Nan | Kind::Inf => 0,
+        Kind::Finite => {
+            let low = truncated_low_bits(x) as i32;
+            i64::from(if x.sign { low.wrapping_neg() } else { low }) as u64
+        }
+    }
+}
+
+pub(super) fn to_integral<F: Format>(a: u64, rm: Rounding, flags: &mut u8) -> u64 {
+    let mut raised = 0;
+    let integer = to_integral_exact::<F>(a, rm, &mut raised);
+    *flags |= raised & !NX;
+    integer
+}
+
+pub(super) fn to_integral_exact<F: Format>(a: u64, rm: Rounding, flags: &mut u8) -> u64 {
+    let x = unpack::<F>(a);
+    let rounded = match x.kind {
+        Kind::Nan => return propagate_nan::<F>(&[a], flags),
+        Kind::Zero | Kind::Inf => None,
+        Kind::Finite => to_magnitude(x, rm),
+    };
+    match rounded {
+        // Zero, infinity, or so large that it is an integer.
+        None => a,
+        Some((0, _)) => {
+            *flags |= NX;
+            zero::<F>(x.sign)
+        }
+        Some((magnitude, inexact)) => {
+            *flags |= if inexact { NX } else { 0 };
+            // Exact: a value with a fraction is below 2^52, the others are what they were.
+            from_magnitude::<F>(x.sign, magnitude, rm, flags)
+        }
+    }
 }

@@ -16,6 +16,7 @@
 
 mod arith;
 mod compare;
+pub(crate) mod constant;
 mod convert;
 mod pack;
 
@@ -75,7 +76,9 @@ macro_rules! functions {
 /// The functions of one format; the generic ones work on `u64` whatever the format.
 macro_rules! format_functions {
     ($f:ident $bits:ty; $add:ident $sub:ident $mul:ident $div:ident $sqrt:ident $fma:ident
-     $min:ident $max:ident $eq:ident $lt:ident $le:ident $class:ident
+     $min:ident $max:ident $minm:ident $maxm:ident
+     $eq:ident $lt:ident $le:ident $ltq:ident $leq:ident $class:ident
+     $round:ident $roundnx:ident $constant:ident
      $to_i32:ident $to_u32:ident $to_i64:ident $to_u64:ident
      $from_i32:ident $from_u32:ident $from_i64:ident $from_u64:ident) => {
         functions!("a + b" arith::add::<$f>, (a: $bits, b: $bits, rm: Rounding) -> $bits: $add);
@@ -89,12 +92,30 @@ macro_rules! format_functions {
             compare::min::<$f>, (a: $bits, b: $bits) -> $bits: $min);
         functions!("maximumNumber: the operand that is no NaN, if one is; -0 is less than +0"
             compare::max::<$f>, (a: $bits, b: $bits) -> $bits: $max);
+        functions!("minimum: NaN if an operand is one; -0 is less than +0"
+            compare::minm::<$f>, (a: $bits, b: $bits) -> $bits: $minm);
+        functions!("maximum: NaN if an operand is one; -0 is less than +0"
+            compare::maxm::<$f>, (a: $bits, b: $bits) -> $bits: $maxm);
         functions!("a = b; quiet: only a signaling NaN is invalid"
             compare::eq::<$f>, (a: $bits, b: $bits) -> bool: $eq);
         functions!("a < b; signaling: any NaN is invalid"
             compare::lt::<$f>, (a: $bits, b: $bits) -> bool: $lt);
         functions!("a ≤ b; signaling: any NaN is invalid"
             compare::le::<$f>, (a: $bits, b: $bits) -> bool: $le);
+        functions!("a < b; quiet: only a signaling NaN is invalid"
+            compare::ltq::<$f>, (a: $bits, b: $bits) -> bool: $ltq);
+        functions!("a ≤ b; quiet: only a signaling NaN is invalid"
+            compare::leq::<$f>, (a: $bits, b: $bits) -> bool: $leq);
+        functions!("To an integer in the same format; never inexact"
+            convert::to_integral::<$f>, (a: $bits, rm: Rounding) -> $bits: $round);
+        functions!("To an integer in the same format; inexact if that changes the value"
+            convert::to_integral_exact::<$f>, (a: $bits, rm: Rounding) -> $bits: $roundnx);
+
+        /// The constant with this number, five bits of which count, that `fli` loads.
+        #[must_use]
+        pub fn $constant(number: u8) -> $bits {
+            constant::bits::<$f>(number) as $bits
+        }
 
         /// The bit mask that `fclass` gives.
         #[must_use]
@@ -122,10 +143,12 @@ macro_rules! format_functions {
 }
 
 format_functions!(F32 u32; f32_add f32_sub f32_mul f32_div f32_sqrt f32_fma
-    f32_min f32_max f32_eq f32_lt f32_le f32_class
+    f32_min f32_max f32_minm f32_maxm f32_eq f32_lt f32_le f32_ltq f32_leq f32_class
+    f32_round f32_roundnx f32_constant
     f32_to_i32 f32_to_u32 f32_to_i64 f32_to_u64 f32_from_i32 f32_from_u32 f32_from_i64 f32_from_u64);
 format_functions!(F64 u64; f64_add f64_sub f64_mul f64_div f64_sqrt f64_fma
-    f64_min f64_max f64_eq f64_lt f64_le f64_class
+    f64_min f64_max f64_minm f64_maxm f64_eq f64_lt f64_le f64_ltq f64_leq f64_class
+    f64_round f64_roundnx f64_constant
     f64_to_i32 f64_to_u32 f64_to_i64 f64_to_u64 f64_from_i32 f64_from_u32 f64_from_i64 f64_from_u64);
 
 /// To the wider format: exact, so that there is no rounding mode.
@@ -138,4 +161,11 @@ pub fn f32_to_f64(a: u32, flags: &mut u8) -> u64 {
 #[must_use]
 pub fn f64_to_f32(a: u64, rm: Rounding, flags: &mut u8) -> u32 {
     convert::between::<F64, F32>(a, rm, flags) as u32
+}
+
+/// To a signed 32-bit integer towards zero, modulo 2^32 instead of saturating, sign-extended; 0 for infinities and NaN. The
+/// flags are those of [`f64_to_i32`].
+#[must_use]
+pub fn f64_to_i32_modular(a: u64, flags: &mut u8) -> u64 {
+    convert::to_i32_modular::<F64>(a, flags)
 }

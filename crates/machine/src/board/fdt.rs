@@ -24,6 +24,9 @@ use super::{
 /// Ticks of `mtime` in a second.
 pub const TIMEBASE_HZ: u32 = 10_000_000;
 
+/// Bytes of a block of the cache operations, which are aligned to it.
+pub const CACHE_BLOCK_BYTES: u32 = 64;
+
 /// Extensions of the harts, in the order of the ISA string.
 const EXTENSIONS: [&str; 13] = [
     "i",

@@ -5,10 +5,29 @@
 
 use super::{Hart, Mode, irq, mstatus};
 
-/// `menvcfg.STCE`: S-mode has `stimecmp`.
-pub const MENVCFG_STCE: u64 = 1 << 63;
-/// `menvcfg.FIOM`/`senvcfg.FIOM`: kept, without effect, since fences order everything here.
-const ENVCFG_FIOM: u64 = 1;
+/// Fields of `menvcfg` and `senvcfg`.
+pub mod envcfg {
+    /// Kept, without effect, since fences order everything here.
+    pub const FIOM: u64 = 1;
+    /// `cbo.inval` is allowed below: as a flush (1) or as it is (3), which is the same here; 2 is reserved.
+    pub const CBIE: u64 = 3 << 4;
+    /// `cbo.clean` and `cbo.flush` are allowed below.
+    pub const CBCFE: u64 = 1 << 6;
+    /// `cbo.zero` is allowed below.
+    pub const CBZE: u64 = 1 << 7;
+    /// `menvcfg`: accessed and dirty bits are set by the walk that needs them (Svadu); otherwise it faults (Svade).
+    pub const ADUE: u64 = 1 << 61;
+    /// `menvcfg`: PTEs may have a memory type (Svpbmt).
+    pub const PBMTE: u64 = 1 << 62;
+    /// `menvcfg`: S-mode has `stimecmp`.
+    pub const STCE: u64 = 1 << 63;
+    /// What can be written in `senvcfg`.
+    pub const S_WRITABLE: u64 = FIOM | CBIE | CBCFE | CBZE;
+    /// What can be written in `menvcfg`.
+    pub const WRITABLE: u64 = S_WRITABLE | ADUE | PBMTE | STCE;
+    /// Reserved value of CBIE.
+    pub(super) const CBIE_RESERVED: u64 = 2 << 4;
+}
 /// RV64 with I, M, A, F, D, C, S and U.
 const MISA: u64 = 2 << 62 | 1 << 8 | 1 << 12 | 1 | 1 << 5 | 1 << 3 | 1 << 2 | 1 << 18 | 1 << 20;
 /// `sstatus` bits that are readable.
@@ -45,6 +64,8 @@ pub enum CsrEffect {
     Timer,
     /// Cached translations are stale (satp, PMP, MXR).
     Translation,
+    /// Both of the former (menvcfg).
+    Environment,
 }
 
 /// The access is not allowed or the register does not exist: illegal instruction.
@@ -181,7 +202,7 @@ impl Hart {
             }
             0x105 => c.stvec = tvec(c.stvec, value),
             0x106 => c.scounteren = value & COUNTEREN_MASK,
-            0x10a => c.senvcfg = value & ENVCFG_FIOM,
+            0x10a => c.senvcfg = with_legal_cbie(c.senvcfg, value) & envcfg::S_WRITABLE,
             0x140 => c.sscratch = value,
             0x141 => c.sepc = value & !1,
             0x142 => c.scause = value,
@@ -226,8 +247,8 @@ impl Hart {
             0x305 => c.mtvec = tvec(c.mtvec, value),
             0x306 => c.mcounteren = value & COUNTEREN_MASK,
             0x30a => {
-                c.menvcfg = value & (MENVCFG_STCE | ENVCFG_FIOM);
-                return Ok(CsrEffect::Timer);
+                c.menvcfg = with_legal_cbie(c.menvcfg, value) & envcfg::WRITABLE;
+                return Ok(CsrEffect::Environment);
             }
             0x320 => c.mcountinhibit = 0, // WARL: counters cannot be stopped
             0x340 => c.mscratch = value,
@@ -236,7 +257,7 @@ impl Hart {
             0x343 => c.mtval = value,
             0x344 => {
                 let mask =
-                    if c.menvcfg & MENVCFG_STCE != 0 { irq::SSIP | irq::SEIP } else { irq::S_ALL };
+                    if c.menvcfg & envcfg::STCE != 0 { irq::SSIP | irq::SEIP } else { irq::S_ALL };
                 c.mip_soft = c.mip_soft & !mask | value & mask;
                 return Ok(CsrEffect::Status);
             }
@@ -273,6 +294,12 @@ impl Hart {
         }
         CsrEffect::Translation
     }
+}
+
+/// `value` with the old CBIE if its own is reserved.
+fn with_legal_cbie(old: u64, value: u64) -> u64 {
+    let reserved = value & envcfg::CBIE == envcfg::CBIE_RESERVED;
+    if reserved { value & !envcfg::CBIE | old & envcfg::CBIE } else { value }
 }
 
 fn tvec(old: u64, value: u64) -> u64 {

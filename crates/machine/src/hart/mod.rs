@@ -192,8 +192,13 @@ impl Hart {
     /// A hart after reset, in M-mode.
     #[must_use]
     pub fn new(id: u8) -> Self {
-        let csr =
-            Csrs { mstatus: mstatus::UXL | mstatus::SXL, stimecmp: u64::MAX, ..Csrs::default() };
+        let csr = Csrs {
+            mstatus: mstatus::UXL | mstatus::SXL,
+            // As QEMU resets it, for firmware that does not know Svadu.
+            menvcfg: csr::envcfg::ADUE,
+            stimecmp: u64::MAX,
+            ..Csrs::default()
+        };
         Self {
             id,
             x: [0; 256],
@@ -213,7 +218,7 @@ impl Hart {
     /// Whether `stimecmp` drives STIP (Sstc, enabled by `menvcfg.STCE`).
     #[must_use]
     pub fn has_stimecmp(&self) -> bool {
-        self.csr.menvcfg & csr::MENVCFG_STCE != 0
+        self.csr.menvcfg & csr::envcfg::STCE != 0
     }
 
     /// The present value of `mip`.

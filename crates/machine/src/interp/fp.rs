@@ -1,4 +1,4 @@
-//! The F and D extensions, on the exact soft float of [`isa::float`].
+//! The F, D and Zfa extensions, on the exact soft float of [`isa::float`].
 
 use isa::float::{self, Rounding};
 use isa::{Insn, Op};
@@ -105,6 +105,11 @@ impl Core<'_, '_> {
             Op::FsgnjxS => a ^ b & S32,
             Op::FminS => float::f32_min(a, b, fl),
             Op::FmaxS => float::f32_max(a, b, fl),
+            Op::FminmS => float::f32_minm(a, b, fl),
+            Op::FmaxmS => float::f32_maxm(a, b, fl),
+            Op::FroundS => float::f32_round(a, rm, fl),
+            Op::FroundnxS => float::f32_roundnx(a, rm, fl),
+            Op::FliS => float::f32_constant(insn.rs1),
             Op::FcvtSW => float::f32_from_i32(x as i32, rm, fl),
             Op::FcvtSWu => float::f32_from_u32(x as u32, rm, fl),
             Op::FcvtSL => float::f32_from_i64(x as i64, rm, fl),
@@ -120,6 +125,8 @@ impl Core<'_, '_> {
             Op::FeqS => u64::from(float::f32_eq(a, b, fl)),
             Op::FltS => u64::from(float::f32_lt(a, b, fl)),
             Op::FleS => u64::from(float::f32_le(a, b, fl)),
+            Op::FltqS => u64::from(float::f32_ltq(a, b, fl)),
+            Op::FleqS => u64::from(float::f32_leq(a, b, fl)),
             Op::FclassS => float::f32_class(a),
             Op::FcvtWS => float::f32_to_i32(a, rm, fl),
             Op::FcvtWuS => float::f32_to_u32(a, rm, fl),
@@ -149,22 +156,36 @@ impl Core<'_, '_> {
             Op::FsgnjxD => a ^ b & S64,
             Op::FminD => float::f64_min(a, b, fl),
             Op::FmaxD => float::f64_max(a, b, fl),
+            Op::FminmD => float::f64_minm(a, b, fl),
+            Op::FmaxmD => float::f64_maxm(a, b, fl),
+            Op::FroundD => float::f64_round(a, rm, fl),
+            Op::FroundnxD => float::f64_roundnx(a, rm, fl),
+            Op::FliD => float::f64_constant(insn.rs1),
             Op::FcvtDW => float::f64_from_i32(x as i32, rm, fl),
             Op::FcvtDWu => float::f64_from_u32(x as u32, rm, fl),
             Op::FcvtDL => float::f64_from_i64(x as i64, rm, fl),
             Op::FcvtDLu => float::f64_from_u64(x, rm, fl),
             Op::FmvDX => x,
             Op::FcvtDS => float::f32_to_f64(unbox(a), fl),
-            Op::FeqD => return Dest::Integer(u64::from(float::f64_eq(a, b, fl))),
-            Op::FltD => return Dest::Integer(u64::from(float::f64_lt(a, b, fl))),
-            Op::FleD => return Dest::Integer(u64::from(float::f64_le(a, b, fl))),
-            Op::FclassD => return Dest::Integer(float::f64_class(a)),
-            Op::FcvtWD => return Dest::Integer(float::f64_to_i32(a, rm, fl)),
-            Op::FcvtWuD => return Dest::Integer(float::f64_to_u32(a, rm, fl)),
-            Op::FcvtLD => return Dest::Integer(float::f64_to_i64(a, rm, fl)),
-            Op::FcvtLuD => return Dest::Integer(float::f64_to_u64(a, rm, fl)),
-            _ => return Dest::Integer(a), // FmvXD
+            _ => return Dest::Integer(double_to_integer(insn.op, a, b, rm, fl)),
         })
+    }
+}
+
+fn double_to_integer(op: Op, a: u64, b: u64, rm: Rounding, fl: &mut u8) -> u64 {
+    match op {
+        Op::FeqD => u64::from(float::f64_eq(a, b, fl)),
+        Op::FltD => u64::from(float::f64_lt(a, b, fl)),
+        Op::FleD => u64::from(float::f64_le(a, b, fl)),
+        Op::FltqD => u64::from(float::f64_ltq(a, b, fl)),
+        Op::FleqD => u64::from(float::f64_leq(a, b, fl)),
+        Op::FclassD => float::f64_class(a),
+        Op::FcvtWD => float::f64_to_i32(a, rm, fl),
+        Op::FcvtWuD => float::f64_to_u32(a, rm, fl),
+        Op::FcvtLD => float::f64_to_i64(a, rm, fl),
+        Op::FcvtLuD => float::f64_to_u64(a, rm, fl),
+        Op::FcvtmodWD => float::f64_to_i32_modular(a, fl),
+        _ => a, // FmvXD
     }
 }
 
@@ -177,6 +198,11 @@ fn has_rounding(op: Op) -> bool {
             | Op::FsgnjxS
             | Op::FminS
             | Op::FmaxS
+            | Op::FminmS
+            | Op::FmaxmS
+            | Op::FliS
+            | Op::FltqS
+            | Op::FleqS
             | Op::FeqS
             | Op::FltS
             | Op::FleS
@@ -188,6 +214,11 @@ fn has_rounding(op: Op) -> bool {
             | Op::FsgnjxD
             | Op::FminD
             | Op::FmaxD
+            | Op::FminmD
+            | Op::FmaxmD
+            | Op::FliD
+            | Op::FltqD
+            | Op::FleqD
             | Op::FeqD
             | Op::FltD
             | Op::FleD

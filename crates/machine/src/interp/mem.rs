@@ -152,6 +152,7 @@ impl Core<'_, '_> {
             sum: m & mstatus::SUM != 0,
             mxr: m & mstatus::MXR != 0,
             satp: self.hart.csr.satp,
+            menvcfg: self.hart.csr.menvcfg,
         }
     }
 

@@ -18,10 +18,12 @@
 
 mod amo;
 mod bits;
+mod cache_ops;
 mod code;
 mod fp;
 mod mem;
 mod run;
+mod wait;
 
 use crate::board::{Board, BusCtx};
 use crate::clock::Clock;

@@ -559,6 +559,10 @@ impl Core<'_, '_> {
                 if self.hart.pending_interrupt().is_some() { Next::Attention } else { Next::Plain }
             }
             CsrEffect::Timer => Next::Attention,
+            CsrEffect::Environment => {
+                self.tlb.flush();
+                Next::Attention
+            }
             CsrEffect::Translation => {
                 self.tlb.flush();
                 self.tlb.set_context(self.hart);
@@ -644,6 +648,8 @@ impl Core<'_, '_> {
                 Mode::User => Err(self.illegal()),
                 _ => Ok(Next::Plain),
             },
+            Op::WrsNto | Op::WrsSto => Ok(self.wait_on_reservation()),
+            Op::CboInval | Op::CboClean | Op::CboFlush | Op::CboZero => self.cache_block(insn),
             op if op >= Op::LrW && op <= Op::AmoMaxuD => self.atomic(insn),
             op if op >= Op::Flw => self.floating_point(insn),
             _ => self.computation(insn),

@@ -13,9 +13,11 @@ pub(crate) const M: u64 = 3;
 pub(crate) const FS_DIRTY: u64 = 3 << 13;
 pub(crate) const FS_INITIAL: u64 = 1 << 13;
 
-/// Svadu's enable bit: QEMU has it, our machine always updates accessed and dirty bits. Always set.
+/// Bits of menvcfg, and those that senvcfg has too: FIOM, the lower bit of CBIE, CBCFE, CBZE.
 pub(crate) const ADUE: u64 = 1 << 61;
+pub(crate) const PBMTE: u64 = 1 << 62;
 pub(crate) const STCE: u64 = 1 << 63;
+pub(crate) const ENVCFG: u64 = 0xd1;
 
 /// Registers that generated code leaves alone: stack pointer and x8, x9 point to data, x5 to constants.
 pub(crate) const SP: u32 = 2;
@@ -105,7 +107,8 @@ impl Case {
             pool: vec![],
             pool_gpa,
         };
-        case.set_csr("menvcfg", ADUE | STCE);
+        case.set_csr("menvcfg", ENVCFG | rng.below(4) << 61 | STCE);
+        case.set_csr("senvcfg", ENVCFG);
         case.set_csr("stimecmp", u64::MAX);
         case.set_csr("stvec", S_HANDLER);
         case.set_csr("mcounteren", 7);
@@ -120,10 +123,7 @@ impl Case {
 
     pub(crate) fn set_csr(&mut self, name: &str, value: u64) {
         let i = START_CSRS.iter().position(|c| c.0 == name).unwrap();
-        // ADUE is what makes QEMU's walker do what ours always does.
-        let mask = crate::exceptions::write_mask(START_CSRS[i].1)
-            | if name == "menvcfg" { ADUE } else { 0 };
-        self.csrs[i] = value & mask;
+        self.csrs[i] = value & crate::exceptions::write_mask(START_CSRS[i].1);
     }
 
     /// Whether `stimecmp` is switched on.

@@ -19,6 +19,8 @@ const W: u64 = 4;
 const X: u64 = 8;
 const USER: u64 = 0x10;
 const AD: u64 = 0xc0;
+const NAPOT: u64 = 1 << 63;
+const TYPE_SHIFT: u32 = 61;
 
 /// The tables of a case.
 struct Tables {
@@ -41,8 +43,11 @@ fn flags(rng: &mut Rng) -> u64 {
     if rng.one_in(24) {
         f &= !V;
     }
-    if rng.one_in(24) {
-        f |= 1 << (54 + rng.below(10));
+    // Type 3 is left out: see the table of exceptions.
+    match rng.below(24) {
+        0 => f |= 1 << (54 + rng.below(9)),
+        1..=3 => f |= rng.below(3) << TYPE_SHIFT,
+        _ => {}
     }
     f
 }
@@ -97,6 +102,17 @@ impl Tables {
         pte(gpa, flags(rng))
     }
 
+    /// The leaf at `index` of the lowest level as one of a range of 64 KiB. Only where it maps a page of the data, the range
+    /// has a legal size.
+    fn range(&self, rng: &mut Rng, index: u64, leaf: u64) -> u64 {
+        let page = self.data >> 12;
+        let is_data = index == page & 511 || index == (page & 511) + 1 && page & 15 != 15;
+        let size = if is_data && !rng.one_in(6) { 8 } else { rng.pick(&[0, 1, 4, 9, 10, 12, 15]) };
+        // See the exception about accessed and dirty bits.
+        let bits = if size == 8 { 0 } else { AD };
+        (page & !15 | size) << 10 | leaf & 0x7f00_0000_0000_03ff | bits | NAPOT
+    }
+
     fn fill(&self, rng: &mut Rng, image: &mut Image) {
         if self.four_levels {
             image.put64(self.root, pte(self.l2, V));
@@ -126,7 +142,10 @@ impl Tables {
         }
         for table in self.l0 {
             for &i in &self.used[0] {
-                let e = self.leaf(rng, 0);
+                let mut e = self.leaf(rng, 0);
+                if rng.one_in(4) {
+                    e = self.range(rng, i, e);
+                }
                 image.put64(table + 8 * (i & 511), e);
             }
         }
@@ -176,7 +195,8 @@ fn code_offset(rng: &mut Rng) -> u64 {
 }
 
 fn access(rng: &mut Rng) -> Vec<u32> {
-    match rng.below(10) {
+    match rng.below(12) {
+        10 | 11 => vec![i(0x0f, 2, 0, T0, rng.pick(&[0, 1, 2, 4]))], // cbo.inval, clean, flush, zero
         0..=3 => vec![i(0x03, rng.below(7) as u32, T1, T0, 0)],
         4..=6 => vec![s(0x23, rng.below(4) as u32, T0, rng.bits(5), 0)],
         7 => vec![i(0x07, rng.pick(&[2, 3]), rng.bits(5), T0, 0), s(0x27, 3, T0, rng.bits(5), 0)],

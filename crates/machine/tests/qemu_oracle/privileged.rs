@@ -54,7 +54,7 @@ fn csr_slot(case: &mut Case, rng: &mut Rng, number: u32) {
         f3 = 6;
     }
     if number == 0x30a {
-        let keep = ADUE | if case.stce() { STCE } else { 0 };
+        let keep = if case.stce() { STCE } else { 0 };
         v = if f3 == 3 { v & !keep } else { v & !STCE | keep };
     }
     if number >> 4 == 0x3a {
@@ -97,7 +97,7 @@ pub(crate) fn csr_values(rng: &mut Rng, image: &mut Image) -> Case {
     case.mstatus = rng.next() & 0x7e_6000 & !(1 << 17);
     case.set_csr("mcounteren", rng.next());
     case.set_csr("scounteren", rng.next());
-    case.set_csr("menvcfg", ADUE | rng.pick(&[0, STCE]));
+    case.set_csr("menvcfg", rng.next() & !STCE | rng.pick(&[0, STCE]));
     for name in ["sscratch", "sepc", "scause", "stval", "mcause", "mtval"] {
         case.set_csr(name, rng.integer());
     }
@@ -135,7 +135,7 @@ fn start_interrupts(case: &mut Case, rng: &mut Rng) {
     case.set_csr("mip", rng.next() & 0x222);
     case.set_csr("mideleg", rng.pick(&[0, 0x222, rng.clone().next() & 0x222]));
     case.set_csr("medeleg", rng.next() & 0xb1ff & exceptions::write_mask(0x302));
-    case.set_csr("menvcfg", ADUE | rng.pick(&[0, STCE]));
+    case.set_csr("menvcfg", rng.next() & !STCE | rng.pick(&[0, STCE]));
     if case.stce() {
         case.set_csr("stimecmp", rng.pick(&[0, u64::MAX]));
     }
@@ -204,7 +204,7 @@ pub(crate) fn interrupts(rng: &mut Rng, image: &mut Image) -> Case {
     case.traps_max = 48;
     case.mstatus = FS_DIRTY | rng.next() & 0x22;
     case.set_csr("medeleg", rng.pick(&[0, 0xb1ff & exceptions::write_mask(0x302)]));
-    case.set_csr("menvcfg", ADUE | rng.pick(&[0, STCE]));
+    case.set_csr("menvcfg", rng.next() & !STCE | rng.pick(&[0, STCE]));
     (case.x[11], case.x[12]) = (MSIP, MTIMECMP);
     let write = |case: &mut Case, number: u32, v: u64, second: u32, w: u64| {
         let (v, w) = (case.constant(v), case.constant(w));

@@ -106,7 +106,20 @@ fn compressed_word(rng: &mut Rng) -> u16 {
         }
         let insn = isa::decode(u32::from(w));
         let jumps = matches!(insn.op, Op::Jal | Op::Jalr | Op::Beq | Op::Bne);
-        let stores = matches!(insn.op, Op::Sw | Op::Sd | Op::Fsd | Op::Lw | Op::Ld | Op::Fld);
+        let stores = matches!(
+            insn.op,
+            Op::Sb
+                | Op::Sh
+                | Op::Sw
+                | Op::Sd
+                | Op::Fsd
+                | Op::Lbu
+                | Op::Lh
+                | Op::Lhu
+                | Op::Lw
+                | Op::Ld
+                | Op::Fld
+        );
         let wild = stores && !RESERVED.contains(&u32::from(insn.rs1)) && !rng.one_in(8);
         let spoils = RESERVED.contains(&u32::from(insn.rd)) && !matches!(insn.op, Op::Fld);
         if !jumps && !wild && !spoils {
@@ -141,7 +154,7 @@ pub(crate) fn compressed(rng: &mut Rng, image: &mut Image) -> Case {
     case
 }
 
-/// Atomics on aligned and, but for SC, misaligned addresses.
+/// Atomics, and waits for reservations, on aligned and, but for SC, misaligned addresses.
 pub(crate) fn atomic(rng: &mut Rng, image: &mut Image) -> Case {
     let slots = 24;
     let mode = any_mode(rng);
@@ -158,7 +171,9 @@ pub(crate) fn atomic(rng: &mut Rng, image: &mut Image) -> Case {
         let width = rng.pick(&[2, 3]);
         let lr = r(0x2f, width, 2 << 2 | rng.bits(2), dest(rng), D0, 0);
         let sc = r(0x2f, width, 3 << 2 | rng.bits(2), dest(rng), D0, rng.bits(5));
-        let words = match rng.below(8) {
+        let wait = rng.pick(&[0x00d0_0073, 0x01d0_0073]); // wrs.nto, wrs.sto
+        let words = match rng.below(9) {
+            8 => vec![lr, wait, sc, wait],
             0 => vec![lr, sc, sc],
             1 => vec![lr, alu(rng), sc],
             2 => vec![lr, sd(rng.bits(5), D0, 0), sc],
@@ -180,7 +195,8 @@ fn float_op(rng: &mut Rng) -> u32 {
     let (rd, rs1, rs2, rs3) = (rng.bits(5), rng.bits(5), rng.bits(5), rng.bits(5));
     let rm = if rng.one_in(3) { rng.bits(3) } else { rng.pick(&[0, 1, 2, 3, 4, 7, 7]) };
     let double = rng.bits(1);
-    match rng.below(12) {
+    match rng.below(14) {
+        12 | 13 => additional_float_op(rng, rm, double),
         0..=2 => {
             rs3 << 27 | double << 25 | r(rng.pick(&[0x43, 0x47, 0x4b, 0x4f]), rm, 0, rd, rs1, rs2)
         }
@@ -208,7 +224,23 @@ fn float_op(rng: &mut Rng) -> u32 {
     }
 }
 
-/// F and D: all operations, rounding modes and special operands; the flags after each slot.
+/// Instructions of Zfa.
+fn additional_float_op(rng: &mut Rng, rm: u32, double: u32) -> u32 {
+    let (rd, rs1, rs2) = (rng.bits(5), rng.bits(5), rng.bits(5));
+    match rng.below(6) {
+        0 => r(0x53, 0, 0x78 | double, rd, rs1, 1), // fli
+        1 => r(0x53, rng.pick(&[2, 3]), 0x14 | double, rd, rs1, rs2), // fminm, fmaxm
+        2 | 3 => r(0x53, rm, 0x20 | double, rd, rs1, rng.pick(&[4, 5])), // fround, froundnx
+        4 => r(0x53, rng.pick(&[4, 5]), 0x50 | double, dest(rng), rs1, rs2), // fleq, fltq
+        _ => r(0x53, 1, 0x61, dest(rng), rs1, 8),   // fcvtmod.w.d
+    }
+}
+
+fn is_fround(word: u32) -> bool {
+    word & 0xfde0_007f == 0x4040_0053
+}
+
+/// F, D and Zfa: all operations, rounding modes and special operands; the flags after each slot.
 pub(crate) fn float(rng: &mut Rng, image: &mut Image) -> Case {
     let slots = 40;
     let mode = any_mode(rng);
@@ -238,6 +270,13 @@ pub(crate) fn float(rng: &mut Rng, image: &mut Image) -> Case {
         }
         if rng.one_in(12) {
             words[0] = csr(5, 0, 2, rng.below(5) as u32);
+        }
+        // Exception "fround": QEMU forgets one whose result is overwritten before the slot ends.
+        for at in 0..words.len() {
+            let overwritten = words[at + 1..].iter().any(|w| (w ^ words[at]) >> 7 & 31 == 0);
+            if overwritten && is_fround(words[at]) {
+                words[at] = NOP;
+            }
         }
         case.slot(&words);
     }
