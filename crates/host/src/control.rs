@@ -221,6 +221,9 @@ pub struct VmStatus {
     /// How long the guest stood still when this host last began to protect it, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protect_pause_us: Option<u64>,
+    /// The engine that runs this host's replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// What the daemon does with requests; called on the connections' threads.
@@ -486,6 +489,7 @@ mod tests {
             failover: Some(FailoverTimes { detection_us: 1, ..Default::default() }),
             progress: None,
             protect_pause_us: None,
+            engine: Some("jit".into()),
         }
     }
 

@@ -92,6 +92,7 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
         arbiter: config.arbiter,
         state_dir: config.state_dir,
         detection_ms: config.detection_ms,
+        engine: config.engine,
         is_terminal: false,
     });
     let daemon = Arc::new(Daemon { env, vms: Mutex::new(BTreeMap::new()) });

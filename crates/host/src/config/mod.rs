@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use machine::engine::EngineKind;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 
 pub use self::size::{parse_size, render_size};
 pub use self::vm::{
@@ -76,6 +77,13 @@ pub struct HostConfig {
     /// Time without a sign of life after which a peer counts as lost, in milliseconds.
     #[serde(default = "default_detection_ms")]
     pub detection_ms: u32,
+    /// The engine that runs machines here: `interpreter` or `jit`; the fastest that this host can have when absent.
+    #[serde(default, deserialize_with = "engine_by_name")]
+    pub engine: Option<EngineKind>,
+}
+
+fn engine_by_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EngineKind>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
 }
 
 fn default_socket() -> PathBuf {

@@ -51,7 +51,9 @@ fn host_configuration_with_defaults() {
     let config = host(HOST).unwrap();
     assert_eq!(config.arbiter, ArbiterSection::Dir("/srv/arbiter".into()));
     assert_eq!(config.peers["beta"], "10.0.0.2:7000");
-    assert_eq!(config.detection_ms, 100);
+    assert_eq!((config.detection_ms, config.engine), (100, None));
+    let engine = host(&format!("engine = \"interpreter\"\n{HOST}")).unwrap().engine;
+    assert_eq!(engine, Some(EngineKind::Interpreter));
     let etcd = HOST.replace(r#"dir = "/srv/arbiter""#, r#"etcd = ["http://a:1", "http://b:2"]"#);
     assert!(matches!(host(&etcd).unwrap().arbiter, ArbiterSection::Etcd(e) if e.len() == 2));
 }
@@ -65,6 +67,7 @@ fn mistakes_are_one_line_with_file_and_line() {
         (HOST.replace("beta =", "alpha ="), "host.toml:8: peer \"alpha\" is this host itself"),
         (HOST.replace("dir =", "dri ="), "host.toml:5: unknown variant `dri`"),
         (format!("detection_ms = 5\n{HOST}"), "host.toml:1: detection_ms is 5"),
+        (format!("engine = \"tcg\"\n{HOST}"), "host.toml:1: there is no engine 'tcg'"),
         (HOST.replace("name =", "name"), "host.toml:2: "),
         (HOST.replace("secret_file", "# x"), "host.toml:1: missing field `secret_file`"),
     ];

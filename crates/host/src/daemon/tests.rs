@@ -91,6 +91,7 @@ fn lab(names: &[&str], secrets: &[&str]) -> Lab {
             arbiter: ArbiterSection::Dir(arbiter.clone()),
             state_dir,
             detection_ms: 1000,
+            engine: None,
             is_terminal: false,
         };
         let daemon = Arc::new(Daemon { env: Arc::new(env), vms: Mutex::new(BTreeMap::new()) });

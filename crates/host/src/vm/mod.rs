@@ -14,6 +14,7 @@
 mod bulk;
 mod clock;
 mod definition;
+mod engine;
 mod mailbox;
 mod ports;
 mod primary;
@@ -31,10 +32,12 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use machine::engine::EngineKind;
 use machine::io::{HaltReason, Input};
 use replica::{ArbiterReply, Config, Event, HostId, LinkId, NotProtected, Protection, Role};
 
 pub use self::definition::Definition;
+pub use self::engine::EngineUse;
 pub(crate) use self::protect::{BULK, LOG, Preamble};
 pub use self::shared::StartOutcome;
 
@@ -69,6 +72,8 @@ pub struct Env {
     pub state_dir: PathBuf,
     /// Detection time unless a VM says otherwise.
     pub detection_ms: u32,
+    /// The engine that runs machines here; `None`: the fastest that this host can have.
+    pub engine: Option<EngineKind>,
     /// Standard error is a terminal that a person looks at, not a log: only what went wrong is told.
     pub is_terminal: bool,
 }
@@ -267,6 +272,12 @@ impl Vm {
         self.shared.lock().halted.clone()
     }
 
+    /// The engine that runs its machine here; with what that had at the end, once the machine is off.
+    #[must_use]
+    pub fn engine(&self) -> Option<EngineUse> {
+        self.shared.lock().engine
+    }
+
     /// Ends it on this host, without a word to anybody.
     pub fn close(&self) {
         self.shared.close();
@@ -283,6 +294,7 @@ impl Vm {
             Role::Secondary | Role::GoingLive => crate::control::Role::Secondary,
             Role::Spare | Role::Halted => crate::control::Role::Stopped,
         };
+        let has_machine = role != crate::control::Role::Stopped;
         let (here, there) =
             (Some(self.env.host.clone()), status.peer.as_ref().map(|h| h.0.clone()));
         let (live_host, secondary_host) = match status.role {
@@ -316,6 +328,7 @@ impl Vm {
             failover,
             progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
             protect_pause_us: (inner.arm_pause_us > 0).then_some(inner.arm_pause_us),
+            engine: inner.engine.filter(|_| has_machine).map(|e| e.kind.to_string()),
         }
     }
 

@@ -22,6 +22,7 @@ use replica::{Event, LinkId};
 use super::bulk::{RamSender, SnapshotHead};
 use super::clock::HostClock;
 use super::definition::Definition;
+use super::engine::EngineUse;
 use super::record::Recording;
 use super::shared::Shared;
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
@@ -359,6 +360,7 @@ impl Primary {
         {
             let mut inner = shared.lock();
             inner.last_problem = Some(why);
+            inner.engine = Some(EngineUse::of(&self.machine));
             inner.halted = self.machine.halted().cloned();
         }
         shared.feed(Event::Stop);

@@ -20,10 +20,12 @@ use std::sync::atomic::AtomicBool;
 use eventlog::{DecodeError, Decoder, Entry, Record, SegmentEnd, SegmentError, SegmentReader};
 use machine::Machine;
 use machine::config::BootImages;
+use machine::engine::EngineKind;
 use machine::io::OutputKind;
 use machine::machine::{Exit, MODEL_VERSION, NewMachineError};
 use sha2::{Digest as _, Sha256};
 
+use super::engine::{self, EngineUse};
 use super::record::{HASH_BYTES, IMAGE_FILES, LOG_FILE, MACHINE_FILE, Start, StartError};
 
 const READ_BYTES: usize = 256 << 10;
@@ -79,6 +81,8 @@ pub struct ReplayOptions {
     pub slice: u64,
     /// Every cache of the machine is dropped after so many steps; `None`: never.
     pub drop_caches_every: Option<u64>,
+    /// The engine; `None`: the fastest that this host can have.
+    pub engine: Option<EngineKind>,
 }
 
 /// What a replay came to.
@@ -90,6 +94,8 @@ pub struct Replayed {
     pub records: u64,
     /// Digests that were the machine's.
     pub digests: u64,
+    /// The engine, and what it had at the end.
+    pub engine: EngineUse,
     /// How it ended.
     pub end: ReplayEnd,
 }
@@ -146,7 +152,8 @@ pub fn replay(
     options: ReplayOptions,
     console: impl FnMut(&[u8]),
 ) -> Result<Replayed, OpenRecordingError> {
-    let (machine, identity) = open_machine(dir)?;
+    let (mut machine, identity) = open_machine(dir)?;
+    engine::choose(&mut machine, options.engine, "replay");
     let path = dir.join(LOG_FILE);
     let file = File::open(&path)
         .map_err(|source| OpenRecordingError::Io { path: path.clone(), source })?;
@@ -154,7 +161,8 @@ pub fn replay(
     let next_drop = options.drop_caches_every;
     let mut replayer = Replayer { machine, options, console, next_drop, digests: 0 };
     let (end, records) = replayer.run(log);
-    Ok(Replayed { icount: replayer.machine.icount(), records, digests: replayer.digests, end })
+    let (icount, engine) = (replayer.machine.icount(), EngineUse::of(&replayer.machine));
+    Ok(Replayed { icount, records, digests: replayer.digests, engine, end })
 }
 
 fn open_machine(dir: &Path) -> Result<(Machine, [u8; HASH_BYTES]), OpenRecordingError> {
@@ -378,7 +386,8 @@ mod tests {
     use super::super::record::Recording;
     use super::*;
 
-    const PLAIN: ReplayOptions = ReplayOptions { slice: u64::MAX, drop_caches_every: None };
+    const PLAIN: ReplayOptions =
+        ReplayOptions { slice: u64::MAX, drop_caches_every: None, engine: None };
 
     /// Counts, for ever.
     fn counting_machine() -> Machine {
@@ -430,12 +439,12 @@ mod tests {
         record(&dir, 0);
         for slice in [1, 7, 1024, u64::MAX] {
             for drop_caches_every in [None, Some(1), Some(333)] {
-                let all = again(&dir, ReplayOptions { slice, drop_caches_every });
-                let records = 8;
-                assert_eq!(
-                    all,
-                    Replayed { icount: 3000, records, digests: 3, end: ReplayEnd::Whole }
-                );
+                for engine in [None, Some(EngineKind::Interpreter)] {
+                    let all = again(&dir, ReplayOptions { slice, drop_caches_every, engine });
+                    assert_eq!((all.icount, all.records, all.digests), (3000, 8, 3));
+                    assert_eq!(all.end, ReplayEnd::Whole);
+                    assert!(engine.is_none_or(|engine| all.engine.kind == engine));
+                }
             }
         }
     }

@@ -26,6 +26,7 @@ use replica::{
 use super::Env;
 use super::bulk::Loaded;
 use super::definition::Definition;
+use super::engine::EngineUse;
 use super::mailbox::Mailbox;
 use super::ports::{CONSOLES, Ports};
 use super::vcpu::{Mail, tracing};
@@ -104,6 +105,8 @@ pub(crate) struct Inner {
     pub(crate) last_problem: Option<String>,
     pub(crate) is_closed: bool,
     pub(crate) halted: Option<machine::io::HaltReason>,
+    /// The engine that runs the machine here.
+    pub(crate) engine: Option<EngineUse>,
     /// What the VM is, once that is known here.
     pub(crate) definition: Option<Definition>,
     /// How long the guest stood still when protection last started.
@@ -204,6 +207,7 @@ impl Shared {
                 last_problem: None,
                 is_closed: false,
                 halted: None,
+                engine: None,
                 definition: None,
                 arm_pause_us: 0,
                 arbiter: Some(arbiter),

@@ -24,6 +24,7 @@ use replica::{Event, LinkId};
 use super::Env;
 use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
+use super::engine::{self, EngineUse};
 use super::primary::Primary;
 use super::record::Recording;
 use super::secondary::Secondary;
@@ -192,7 +193,8 @@ impl Vcpu {
         let definition =
             self.definition.as_ref().ok_or("no definition of this VM is known here")?;
         let (config, images) = definition.machine()?;
-        let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
+        let mut machine = Machine::new(config, images).map_err(|e| e.to_string())?;
+        self.choose_engine(&mut machine);
         crate::huge::advise(machine.ram().bytes());
         let disks = definition.open(&self.shared, true)?;
         let recording = match &definition.record {
@@ -202,7 +204,13 @@ impl Vcpu {
         Ok(Primary::fresh(machine, disks, definition).recorded(recording))
     }
 
-    fn follow(&mut self, link: LinkId, loaded: Box<Loaded>) {
+    /// Gives a machine this host's engine.
+    fn choose_engine(&self, machine: &mut Machine) {
+        engine::choose(machine, self.env.engine, &format!("vm {}", self.shared.name));
+        self.shared.lock().engine = Some(EngineUse::of(machine));
+    }
+
+    fn follow(&mut self, link: LinkId, mut loaded: Box<Loaded>) {
         let disks = match loaded.definition.open(&self.shared, false) {
             Ok(disks) => disks,
             Err(reason) => return self.shared.feed(Event::ReplicaFailed { reason }),
@@ -210,6 +218,7 @@ impl Vcpu {
         self.definition = Some(loaded.definition.clone());
         self.shared.define(loaded.definition.clone());
         self.shared.set_protection(&self.env, None, None);
+        self.choose_engine(&mut loaded.machine);
         let mut secondary = Secondary::new(*loaded, disks);
         for (bytes, end) in self.early_log.drain(..) {
             secondary.push(bytes, end);

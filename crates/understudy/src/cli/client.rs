@@ -165,6 +165,9 @@ fn table(vm: &VmStatus) -> String {
     let host = |h: &Option<String>| h.clone().unwrap_or_else(|| "-".to_owned());
     rows.push(("Live host", host(&vm.live_host)));
     rows.push(("Secondary location", host(&vm.secondary_host)));
+    if let Some(engine) = &vm.engine {
+        rows.push(("Engine of this host", engine.clone()));
+    }
     rows.push(("vLockstep Interval", format!("{} ms", vm.lag_ms)));
     rows.push(("Log Bandwidth", format!("{:.1} kbit/s", vm.log_bytes_per_s as f64 * 8.0 / 1000.0)));
     rows.push(("Generation", vm.generation.to_string()));

@@ -35,6 +35,15 @@ pub(crate) fn say(text: &str) {
     drop(writeln!(std::io::stderr().lock(), "{text}"));
 }
 
+/// What an engine has in memory and has done.
+pub(crate) fn engine_line(engine: &host::vm::EngineUse) -> String {
+    let machine::engine::EngineStats { code_bytes, table_bytes, blocks, evictions } = engine.stats;
+    format!(
+        "engine {}: {code_bytes} bytes of code, {table_bytes} bytes of tables, {blocks} blocks, {evictions} evictions",
+        engine.kind
+    )
+}
+
 /// Data, on standard output; a closed pipe is success.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout().lock(), "{text}") {

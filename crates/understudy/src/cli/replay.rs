@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::Args;
 use host::one_line::one_line;
 use host::vm::replay::{ReplayEnd, ReplayOptions, replay};
+use machine::engine::EngineKind;
 
 use super::terminal::show;
-use super::{failure, say};
+use super::{engine_line, failure, say};
 
 /// Options of `replay`.
 #[derive(Debug, Args)]
@@ -25,11 +26,21 @@ pub(crate) struct ReplayArgs {
     /// Drop every cache of the machine after so many steps. Makes no difference but to the time that it takes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     drop_caches_every: Option<u64>,
+    /// The engine [default: the fastest that this host can have]. Makes no difference but to the time that it takes.
+    #[arg(long, value_name = "interpreter|jit")]
+    engine: Option<EngineKind>,
+    /// Say at the end what the engine had in memory and has done.
+    #[arg(long)]
+    stats: bool,
 }
 
 /// Replays at full speed to the end of the recording, or to where it is cut off, damaged or differs.
 pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let options = ReplayOptions { slice: args.slice, drop_caches_every: args.drop_caches_every };
+    let options = ReplayOptions {
+        slice: args.slice,
+        drop_caches_every: args.drop_caches_every,
+        engine: args.engine,
+    };
     let console = |bytes: &[u8]| {
         if !args.verify {
             show(bytes);
@@ -41,6 +52,9 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         "replayed {steps} steps, {} records; {digests} digests are as recorded",
         replayed.records
     ));
+    if args.stats {
+        say(&engine_line(&replayed.engine));
+    }
     match replayed.end {
         ReplayEnd::Whole => Ok(ExitCode::SUCCESS),
         end => Err(failure(1, end.to_string())),

@@ -14,10 +14,11 @@ use host::config::{
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::vm::{Definition, Env, StartOutcome, Vm};
+use machine::engine::EngineKind;
 use machine::io::HaltReason;
 
 use super::terminal::{Keyboard, Typed, show};
-use super::{failure, say, usage};
+use super::{engine_line, failure, say, usage};
 
 /// Options of `run`, named as QEMU's.
 #[derive(Debug, Args)]
@@ -52,6 +53,12 @@ pub(crate) struct RunArgs {
     /// Name of the VM: its MAC addresses are made from it.
     #[arg(long, default_value = "vm")]
     name: String,
+    /// The engine that runs it [default: the fastest that this host can have].
+    #[arg(long, value_name = "interpreter|jit")]
+    engine: Option<EngineKind>,
+    /// Say at the end what the engine had in memory and has done.
+    #[arg(long)]
+    stats: bool,
     /// Record the run into a new directory, for `understudy replay`.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
@@ -127,6 +134,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
 
 /// Runs the VM until it powers off or is stopped; the exit status is the guest's.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let (engine, has_stats) = (args.engine, args.stats);
     let definition = definition(args)?;
     let env = Arc::new(Env {
         host: "localhost".to_owned(),
@@ -135,6 +143,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         arbiter: ArbiterSection::Dir(PathBuf::new()),
         state_dir: PathBuf::from("."),
         detection_ms: 1000,
+        engine,
         is_terminal: true,
     });
     let name = definition.config.name.clone();
@@ -150,6 +159,9 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let keyboard = Keyboard::open()?;
     let code = serve(&vm, &hub, &mut view, &keyboard);
     drop(keyboard);
+    if has_stats && let Some(engine) = vm.engine() {
+        say(&engine_line(&engine));
+    }
     code
 }
 

@@ -141,6 +141,7 @@ pub(crate) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus
         failover: None,
         progress: None,
         protect_pause_us: None,
+        engine: None,
     }
 }
 

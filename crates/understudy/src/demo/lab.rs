@@ -5,6 +5,7 @@
 //!   directory on each of them, as it is on separate computers.
 //! - A signal goes to a host's whole process group, and to nothing else.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::Context;
 use guest::GuestFiles;
 use host::control::VmStatus;
+use machine::engine::EngineKind;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::control::{Control, words};
@@ -25,7 +27,7 @@ use super::progress::Progress;
 use super::rounds::Cluster;
 
 /// Names of the hosts; host `n` has address `10.77.0.n`.
-const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+pub(crate) const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 /// The machine's name.
 pub(crate) const VM: &str = "redis";
 /// The machine's address.
@@ -70,6 +72,8 @@ pub(crate) struct Lab {
     guest: GuestFiles,
     arbiter: String,
     plan: Plan,
+    /// The engines of hosts; the others have the fastest that they can have.
+    engines: BTreeMap<&'static str, EngineKind>,
     etcd: Option<Child>,
     hosts: Vec<Host>,
 }
@@ -102,12 +106,18 @@ impl Lab {
             guest,
             arbiter: String::new(),
             plan,
+            engines: BTreeMap::new(),
             etcd: None,
             hosts: Vec::new(),
         };
         lab.start_arbiter(etcd, progress)?;
         write_secret(&dir.join("secret"))?;
         Ok(lab)
+    }
+
+    /// Lets hosts run machines with these engines, from their next start on.
+    pub(crate) fn set_engines(&mut self, engines: BTreeMap<&'static str, EngineKind>) {
+        self.engines = engines;
     }
 
     /// Starts the three daemons, then the machine.
@@ -210,7 +220,8 @@ impl Lab {
 
     /// Starts the daemon of `name` with fresh state, as a computer that was installed anew.
     fn start_daemon(&mut self, name: &str) -> anyhow::Result<()> {
-        let config = host_text(name, &self.dir, self.plan.detection_ms, &self.arbiter);
+        let engine = self.engines.get(name).copied();
+        let config = host_text(name, &self.dir, self.plan.detection_ms, engine, &self.arbiter);
         let host = find(&mut self.hosts, name)?;
         for old in ["state", "vm", "control.sock"] {
             remove(&host.dir.join(old))?;
@@ -324,9 +335,18 @@ impl Drop for Lab {
 }
 
 /// Configuration of the daemon of `name`; all files are below `dir`.
-fn host_text(name: &str, dir: &Path, detection_ms: u32, arbiter: &str) -> String {
+fn host_text(
+    name: &str,
+    dir: &Path,
+    detection_ms: u32,
+    engine: Option<EngineKind>,
+    arbiter: &str,
+) -> String {
     let own_dir = dir.join(name);
     let mut text = format!("name = \"{name}\"\n");
+    if let Some(engine) = engine {
+        text.push_str(&format!("engine = \"{engine}\"\n"));
+    }
     let mut peers = String::new();
     for (index, host) in HOSTS.iter().enumerate() {
         if *host == name {
@@ -427,10 +447,11 @@ mod tests {
         let etcd = "etcd = [\"http://10.77.0.100:2379\"]";
         for name in HOSTS {
             for arbiter in [etcd, "dir = \"/tmp/a\""] {
-                let text = host_text(name, Path::new("/tmp/de\"mo"), 150, arbiter);
+                let engine = (name == HOSTS[1]).then_some(EngineKind::Interpreter);
+                let text = host_text(name, Path::new("/tmp/de\"mo"), 150, engine, arbiter);
                 let config = HostConfig::parse(&text, "host.toml").unwrap();
                 assert_eq!((config.name.as_str(), config.detection_ms), (name, 150));
-                assert_eq!(config.peers.len(), 2);
+                assert_eq!((config.peers.len(), config.engine), (2, engine));
                 assert!(!config.peers.values().any(|peer| *peer == config.listen));
             }
         }

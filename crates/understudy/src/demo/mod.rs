@@ -21,6 +21,8 @@ pub(crate) mod report;
 pub(crate) mod rounds;
 pub(crate) mod sandbox;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +32,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use guest::{GuestBuilder, GuestFiles, GuestKind};
+use machine::engine::EngineKind;
 use serde::{Deserialize, Serialize};
 
 use client::Client;
@@ -58,6 +61,9 @@ pub(crate) struct DemoArgs {
     /// How long a silent peer counts as alive, in milliseconds.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=60_000))]
     detection_ms: u32,
+    /// The engine of all hosts, or of some by name, as in h1=jit,h2=interpreter [default: the fastest that a host can have].
+    #[arg(long, value_name = "ENGINE|HOST=ENGINE,...", value_parser = engines)]
+    engine: Option<Engines>,
     /// One disk that all hosts reach, instead of a copy on each.
     #[arg(long)]
     shared_disk: bool,
@@ -73,6 +79,34 @@ pub(crate) struct DemoArgs {
     /// Set by the demo itself, inside its namespaces.
     #[arg(long, hide = true, value_name = "FILE")]
     inside: Option<PathBuf>,
+}
+
+/// Engines by host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Engines(BTreeMap<&'static str, EngineKind>);
+
+impl fmt::Display for Engines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> = self.0.iter().map(|(h, e)| format!("{h}={e}")).collect();
+        f.write_str(&parts.join(","))
+    }
+}
+
+/// Accepts an engine for all hosts, or a list for some.
+fn engines(text: &str) -> Result<Engines, String> {
+    let kind = |name: &str| name.parse::<EngineKind>().map_err(|e| e.to_string());
+    if !text.contains('=') {
+        let kind = kind(text)?;
+        return Ok(Engines(lab::HOSTS.into_iter().map(|host| (host, kind)).collect()));
+    }
+    let mut engines = BTreeMap::new();
+    for part in text.split(',') {
+        let (name, engine) = part.split_once('=').ok_or("HOST=ENGINE,... is expected")?;
+        let host = lab::HOSTS.into_iter().find(|host| *host == name);
+        let host = host.ok_or(format!("the hosts are {}", lab::HOSTS.join(", ")))?;
+        engines.insert(host, kind(engine)?);
+    }
+    Ok(Engines(engines))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,7 +170,8 @@ fn inner_args(args: &DemoArgs, file: &Path) -> anyhow::Result<Vec<String>> {
         ("--output", name(args.output.to_possible_value()).unwrap_or_default()),
         ("--inside", file.to_owned()),
     ];
-    let words = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+    let engine = args.engine.as_ref().map(|engines| ("--engine", engines.to_string()));
+    let words = pairs.into_iter().chain(engine).flat_map(|(flag, value)| [flag.to_owned(), value]);
     let shared = args.shared_disk.then(|| "--shared-disk".to_owned());
     Ok(std::iter::once("demo".to_owned()).chain(words).chain(shared).collect())
 }
@@ -175,6 +210,9 @@ fn run_inside(args: &DemoArgs, file: &Path) -> anyhow::Result<ExitCode> {
     };
     let mut lab =
         Lab::new(&prepared.state_dir, prepared.guest, prepared.etcd.as_deref(), plan, &progress)?;
+    if let Some(engines) = &args.engine {
+        lab.set_engines(engines.0.clone());
+    }
     let result = perform(&mut lab, args, &progress);
     if !matches!(result, Ok(code) if code == ExitCode::SUCCESS) {
         eprint!("{}", lab.log_tails());
@@ -239,6 +277,8 @@ mod tests {
             "-o",
             "json",
             "--shared-disk",
+            "--engine",
+            "h1=jit,h3=interpreter",
         ];
         let outer = Line::try_parse_from(line).unwrap().demo;
         let words = inner_args(&outer, Path::new("/tmp/p")).unwrap();
@@ -251,13 +291,26 @@ mod tests {
         );
         assert_eq!(inner.inside.as_deref(), Some(Path::new("/tmp/p")));
         assert!(inner.shared_disk);
+        assert_eq!((&inner.engine, inner.engine.is_some()), (&outer.engine, true));
+    }
+
+    #[test]
+    fn one_engine_is_for_all_hosts() {
+        assert_eq!(engines("jit"), engines("h1=jit,h2=jit,h3=jit"));
+        assert_eq!(engines("h2=interpreter").unwrap().0.len(), 1);
     }
 
     #[test]
     fn wrong_values_are_refused() {
-        for bad in
-            [["--rounds", "0"], ["--memory", "lots"], ["--harts", "9"], ["--detection-ms", "1"]]
-        {
+        for bad in [
+            ["--rounds", "0"],
+            ["--memory", "lots"],
+            ["--harts", "9"],
+            ["--detection-ms", "1"],
+            ["--engine", "tcg"],
+            ["--engine", "h4=jit"],
+            ["--engine", "h1=jit,h2"],
+        ] {
             assert!(Line::try_parse_from(["x", bad[0], bad[1]]).is_err(), "{bad:?}");
         }
     }
