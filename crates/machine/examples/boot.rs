@@ -37,7 +37,7 @@ fn main() {
     }
     let stop = AtomicBool::new(false);
     let start = std::time::Instant::now();
-    let limit = 60_000_000_000;
+    let limit = args.get(7).map_or(60_000_000_000, |n| n.parse().expect("number of steps"));
     loop {
         let exit = m.run((m.icount() + 1_000_000).min(limit), &stop);
         for o in m.take_outputs() {

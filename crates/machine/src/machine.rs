@@ -11,8 +11,8 @@
 //! - INV-MACHINE-4: icount grows by one for each instruction retired and each trap taken, by any hart.
 //!
 //! # Determinism
-//! Inputs enter by [`Machine::apply`] alone. A hart runs for at most `TURN` steps, then the next runnable one does; WFI
-//! and, with several harts, `pause` end the turn.
+//! Inputs enter by [`Machine::apply`] alone. Of several harts, one runs for at most `TURN` steps, then the next runnable
+//! one does; WFI and `pause` end the turn.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -329,18 +329,21 @@ impl Machine {
                 self.harts[h].take_interrupt(number);
                 self.harts[h].steps = self.harts[h].steps.wrapping_add(1);
                 self.icount += 1;
-                self.turn_left -= 1;
+                if self.harts.len() > 1 {
+                    self.turn_left -= 1;
+                }
                 continue;
             }
-            let budget = (until - self.icount).min(self.turn_left).min(self.steps_to_timer(h));
-            self.run_hart(h, budget);
+            let turn = if self.harts.len() > 1 { self.turn_left } else { u64::MAX };
+            let budget = (until - self.icount).min(turn).min(self.steps_to_timer(h));
+            self.run_hart(h, budget, stop);
             if self.outputs.iter().any(|o| o.kind.is_urgent()) {
                 return Exit::Output;
             }
         }
     }
 
-    fn run_hart(&mut self, h: usize, budget: u64) {
+    fn run_hart(&mut self, h: usize, budget: u64, stop: &AtomicBool) {
         let smp = self.harts.len() > 1;
         let mut bus = Bus {
             ram: &mut self.ram,
@@ -350,10 +353,13 @@ impl Machine {
             icount: self.icount,
             sbi: self.images.bios.is_none(),
             smp,
+            stop,
         };
         let (steps, end) = self.interp.run(&mut self.harts[h], &mut bus, budget);
         self.icount += steps;
-        self.turn_left -= steps;
+        if smp {
+            self.turn_left -= steps;
+        }
         let request = match end {
             RunEnd::SbiCall => {
                 let started = self.harts_started();

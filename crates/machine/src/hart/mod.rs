@@ -1,7 +1,7 @@
 //! A hart: registers, privilege, traps. What the engines change and what a snapshot saves.
 //!
 //! # Invariants
-//! - INV-HART-1: everything here is architectural or part of the versioned machine model; caches live in the engine.
+//! - INV-HART-1: everything here but `tables` is architectural or part of the versioned machine model.
 //! - INV-HART-2: `x[0]` is 0; `x[32]` takes writes to x0 and means nothing. The rest is there so that no register number
 //!   needs a bounds check.
 //!
@@ -11,6 +11,7 @@
 pub mod csr;
 pub mod pmp;
 
+use jit::Tables;
 use serde::{Deserialize, Serialize};
 
 use self::pmp::Pmp;
@@ -186,6 +187,8 @@ pub struct Hart {
     pub steps: u64,
     /// Interrupt lines from the board and the timers; derived, kept up to date by the machine.
     pub lines: u64,
+    /// The engine's caches: not state.
+    pub tables: Tables,
 }
 
 impl Hart {
@@ -212,6 +215,7 @@ impl Hart {
             state: HartState::Started,
             steps: 0,
             lines: 0,
+            tables: Tables::new(),
         }
     }
 

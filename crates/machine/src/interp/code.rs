@@ -172,6 +172,12 @@ impl CodePage {
         self.push(Slot::mark(marker::PAGE_END), 0);
     }
 
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.map)
+            + self.slots.capacity() * size_of::<Slot>()
+            + self.halfwords.capacity() * 2
+    }
+
     fn push(&mut self, slot: Slot, halfword: usize) {
         self.slots.push(slot);
         self.halfwords.push(halfword as u16);
@@ -255,13 +261,11 @@ pub(super) struct CodeCache {
     /// Index in `pages` + 1 by RAM page.
     by_page: Vec<u32>,
     pages: Vec<Option<Box<CodePage>>>,
-    /// Raised when indices changed owner, so that TLBs that name them are dropped.
-    pub(super) generation: u64,
 }
 
 impl CodeCache {
     pub(super) fn new(ram_pages: u32) -> Self {
-        Self { by_page: vec![0; ram_pages as usize], pages: Vec::new(), generation: 0 }
+        Self { by_page: vec![0; ram_pages as usize], pages: Vec::new() }
     }
 
     /// Index of a RAM page's code, made when there is none.
@@ -288,16 +292,19 @@ impl CodeCache {
         self.pages[index as usize] = Some(page);
     }
 
-    /// Forgets what was decoded from pages that were written.
-    pub(super) fn drop_written(&mut self, ram: &mut GuestRam) {
-        for page in ram.take_code_written() {
-            let index = self.by_page[page as usize];
-            if let Some(Some(code)) =
-                index.checked_sub(1).and_then(|i| self.pages.get_mut(i as usize))
-            {
-                code.clear();
-            }
+    /// Forgets what was decoded from a page.
+    pub(super) fn drop_page(&mut self, page: u32) {
+        let index = self.by_page[page as usize];
+        if let Some(Some(code)) = index.checked_sub(1).and_then(|i| self.pages.get_mut(i as usize))
+        {
+            code.clear();
         }
+    }
+
+    /// Bytes in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        let pages: usize = self.pages.iter().flatten().map(|page| page.bytes()).sum();
+        (pages + self.by_page.len() * 4) as u64
     }
 
     pub(super) fn clear(&mut self, ram: &mut GuestRam) {
@@ -306,7 +313,6 @@ impl CodeCache {
             ram.unmark_code(code.page);
         }
         self.pages.clear();
-        self.generation += 1;
     }
 }
 

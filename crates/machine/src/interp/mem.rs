@@ -1,4 +1,10 @@
-//! Loads and stores: the software TLB and the slow paths behind it.
+//! Loads and stores: the software TLBs and the slow paths behind them.
+//!
+//! # Invariants
+//! - INV-TLB-1: entries of a context are those of one address space since its page tables last changed.
+//! - INV-TLB-2: permission to write is given to pages without tracking alone, and taken back when tracking begins.
+
+use jit::Tables;
 
 use crate::hart::pmp::Access;
 use crate::hart::{Hart, Mode, Trap, mstatus};
@@ -7,74 +13,103 @@ use crate::ram::{GuestRam, PAGE_SHIFT, RAM_BASE};
 
 use super::run::Core;
 
-/// Entries of one set of a TLB.
-const SET: usize = 256;
-/// Contexts of data accesses: U, S without SUM, S with SUM, M.
-const DATA_SETS: usize = 4;
-/// Contexts of fetches: U, S, M.
-const CODE_SETS: usize = 3;
+/// Entries of the second-level TLB.
+const SECOND: usize = 1 << 14;
+/// Entries of the TLB for fetches by the interpreter.
+const CODE: usize = 256;
+/// Contexts of one address space: U, S without SUM, S with SUM. M-mode has context 0, the others follow.
+const KINDS: u64 = 3;
+/// Address spaces told apart at once.
+const SPACES_MAX: u64 = (jit::tables::IDS - 1) / KINDS;
+/// Address spaces whose entries are found again.
+const SPACES_KNOWN: usize = 64;
 /// A tag that no address has.
 const NO_TAG: u64 = u64::MAX;
 
-/// A cached translation for data: RAM offset = virtual address + `add`.
+/// A translation in the second level, where permissions are those of the PTE and of PMP.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct DataEntry {
-    pub(super) tag: u64,
-    pub(super) add: u64,
+struct Second {
+    tag: u64,
+    page: u32,
+    readable: bool,
+    writable: bool,
 }
 
-/// A cached translation for fetches: the page's index in the code cache.
+/// A cached translation for fetches.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CodeEntry {
-    pub(super) tag: u64,
-    pub(super) index: u32,
+struct CodeEntry {
+    tag: u64,
+    page: u32,
 }
 
-/// One hart's cached translations.
+const NO_SECOND: Second = Second { tag: NO_TAG, page: 0, readable: false, writable: false };
+const NO_CODE: CodeEntry = CodeEntry { tag: NO_TAG, page: 0 };
+
+/// One hart's cached translations behind those in [`jit::Tables`].
+///
+/// Tags hold the number of a context, which stands for an address space (a value of `satp`, as of a generation of the page
+/// tables) and a privilege: a change of context drops nothing.
 #[derive(Debug)]
 pub(super) struct Tlb {
-    pub(super) read: Box<[DataEntry; SET * DATA_SETS]>,
-    pub(super) write: Box<[DataEntry; SET * DATA_SETS]>,
-    pub(super) code: Box<[CodeEntry; SET * CODE_SETS]>,
-    data_base: usize,
-    code_base: usize,
+    second: Box<[Second]>,
+    code: Box<[CodeEntry]>,
+    /// Values of `satp` and the serial numbers of their contexts.
+    spaces: Vec<(u64, u64)>,
+    /// Serial numbers given so far.
+    serials: u64,
     translation_gen: u32,
     protect_gen: u32,
-    code_gen: u64,
+    must_flush: bool,
 }
-
-const NO_DATA: DataEntry = DataEntry { tag: NO_TAG, add: 0 };
-const NO_CODE: CodeEntry = CodeEntry { tag: NO_TAG, index: 0 };
 
 impl Tlb {
     pub(super) fn new() -> Self {
         Self {
-            read: Box::new([NO_DATA; SET * DATA_SETS]),
-            write: Box::new([NO_DATA; SET * DATA_SETS]),
-            code: Box::new([NO_CODE; SET * CODE_SETS]),
-            data_base: 0,
-            code_base: 0,
+            second: vec![NO_SECOND; SECOND].into(),
+            code: vec![NO_CODE; CODE].into(),
+            spaces: Vec::new(),
+            serials: 0,
             translation_gen: 0,
             protect_gen: 0,
-            code_gen: 0,
+            must_flush: true,
         }
     }
 
-    pub(super) fn flush(&mut self) {
-        self.read.fill(NO_DATA);
-        self.write.fill(NO_DATA);
+    /// Drops everything.
+    pub(super) fn flush(&mut self, tables: &mut Tables) {
+        tables.flush();
+        self.second.fill(NO_SECOND);
         self.code.fill(NO_CODE);
+        self.spaces.clear();
+        self.serials = 0;
+    }
+
+    /// Drops everything, the hart's tables at the next [`Self::sync`].
+    pub(super) fn drop_all(&mut self) {
+        self.must_flush = true;
+    }
+
+    /// Bytes in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        (size_of_val(&*self.second) + size_of_val(&*self.code)) as u64
     }
 
     /// Drops what became stale since the last call.
-    pub(super) fn sync(&mut self, ram: &GuestRam) {
+    #[inline]
+    pub(super) fn sync(&mut self, hart: &mut Hart, ram: &GuestRam) {
+        if self.must_flush {
+            self.must_flush = false;
+            self.flush(&mut hart.tables);
+            self.set_context(hart);
+        }
         if self.translation_gen != ram.translation_gen() {
             self.translation_gen = ram.translation_gen();
-            self.flush();
+            self.spaces.clear();
+            self.set_context(hart);
         }
         if self.protect_gen != ram.protect_gen() {
             self.protect_gen = ram.protect_gen();
-            self.write.fill(NO_DATA);
+            hart.tables.drop_writes();
         }
     }
 
@@ -82,47 +117,52 @@ impl Tlb {
         self.translation_gen != ram.translation_gen() || ram.code_was_written()
     }
 
-    /// Drops slots when the code cache was cleared.
-    pub(super) fn sync_code(&mut self, generation: u64) {
-        if self.code_gen != generation {
-            self.code_gen = generation;
-            self.code.fill(NO_CODE);
-        }
-    }
-
-    /// Chooses the sets for the hart's present privilege.
-    pub(super) fn set_context(&mut self, hart: &Hart) {
+    /// Chooses the context for the hart's present privilege and address space.
+    #[inline]
+    pub(super) fn set_context(&mut self, hart: &mut Hart) {
+        let first = match self.spaces.first() {
+            Some(&(satp, serial)) if satp == hart.csr.satp => 1 + serial * KINDS,
+            _ => 1 + self.space(hart) * KINDS,
+        };
         let data = match hart.data_mode() {
-            Mode::User => 0,
-            Mode::Supervisor => 1 + usize::from(hart.csr.mstatus & mstatus::SUM != 0),
-            Mode::Machine => 3,
+            Mode::User => first,
+            Mode::Supervisor => first + 1 + u64::from(hart.csr.mstatus & mstatus::SUM != 0),
+            Mode::Machine => 0,
         };
-        self.data_base = data * SET;
-        self.code_base = match hart.mode {
-            Mode::User => 0,
-            Mode::Supervisor => SET,
-            Mode::Machine => 2 * SET,
+        let fetch = match hart.mode {
+            Mode::User => first,
+            Mode::Supervisor => first + 1,
+            Mode::Machine => 0,
         };
+        hart.tables.set_ids(data, fetch);
     }
 
-    #[inline(always)]
-    pub(super) fn data_index(&self, va: u64) -> usize {
-        (self.data_base + ((va >> PAGE_SHIFT) as usize & (SET - 1))) & (SET * DATA_SETS - 1)
-    }
-
-    #[inline(always)]
-    pub(super) fn code_index(&self, va: u64) -> usize {
-        self.code_base + ((va >> PAGE_SHIFT) as usize & (SET - 1))
-    }
-
-    /// Drops write permissions for a RAM page that is tracked from now on.
-    fn drop_writes_to(&mut self, page: u32) {
-        for e in self.write.iter_mut() {
-            if e.tag != NO_TAG && e.tag.wrapping_add(e.add) >> PAGE_SHIFT == u64::from(page) {
-                *e = NO_DATA;
+    /// Serial number of the present address space, which becomes the first known one.
+    fn space(&mut self, hart: &mut Hart) -> u64 {
+        let satp = hart.csr.satp;
+        let known = self.spaces.iter().position(|s| s.0 == satp);
+        let space = match known {
+            Some(at) => self.spaces.remove(at),
+            None => {
+                self.spaces.truncate(SPACES_KNOWN - 1);
+                if self.serials >= SPACES_MAX {
+                    self.flush(&mut hart.tables);
+                }
+                self.serials += 1;
+                (satp, self.serials - 1)
             }
-        }
+        };
+        self.spaces.insert(0, space);
+        space.1
     }
+}
+
+fn second_index(va: u64) -> usize {
+    (va >> PAGE_SHIFT) as usize & (SECOND - 1)
+}
+
+fn code_index(va: u64) -> usize {
+    (va >> PAGE_SHIFT) as usize & (CODE - 1)
 }
 
 /// What a slow store leaves to do.
@@ -159,7 +199,7 @@ impl Core<'_, '_> {
     /// Some page is tracked from now on: drops permissions to write to it, of every hart.
     fn writes_tracked(&mut self) {
         self.bus.ram.drop_write_permissions();
-        self.tlb.sync(self.bus.ram);
+        self.tlb.sync(self.hart, self.bus.ram);
     }
 
     /// As [`Self::writes_tracked`], for one known page.
@@ -167,30 +207,46 @@ impl Core<'_, '_> {
         if self.bus.smp {
             self.writes_tracked();
         } else {
-            self.tlb.drop_writes_to(page);
+            self.hart.tables.drop_writes_to(u64::from(page) << PAGE_SHIFT);
         }
     }
 
-    /// Translates a data address and fills the TLB where that is allowed.
+    /// Translates a data address and fills the TLBs where that is allowed.
     pub(super) fn translate_data(&mut self, va: u64, access: Access) -> Result<u64, Trap> {
+        let write = access == Access::Write;
+        let known = &self.tlb.second[second_index(va)];
+        if known.tag == va & !0xfff | self.hart.tables.data_id()
+            && (if write { known.writable } else { known.readable })
+        {
+            let known = *known;
+            self.fill(va, known, write);
+            return Ok(RAM_BASE + (u64::from(known.page) << PAGE_SHIFT) + (va & 0xfff));
+        }
         let ctx = self.data_context();
         let t = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, access)?;
         if t.tracked_new {
             self.writes_tracked();
         }
         if let Some(off) = self.bus.ram.offset(t.gpa, 1) {
-            let index = self.tlb.data_index(va);
-            let entry = DataEntry { tag: va & !0xfff, add: (off as u64).wrapping_sub(va) };
-            // A writable page is readable, as far as its PTE goes.
-            if access == Access::Read || self.hart.pmp.allows(t.gpa, ctx.mode, Access::Read) {
-                self.tlb.read[index] = entry;
-            }
-            if t.writable && access == Access::Write && self.bus.ram.is_fast_writable(page_of(off))
-            {
-                self.tlb.write[index] = entry;
-            }
+            let found = Second {
+                tag: va & !0xfff | self.hart.tables.data_id(),
+                page: page_of(off),
+                // A writable page is readable, as far as its PTE goes.
+                readable: !write || self.hart.pmp.allows(t.gpa, ctx.mode, Access::Read),
+                writable: t.writable && write,
+            };
+            self.fill(va, found, write);
+            let place = &mut self.tlb.second[second_index(va)];
+            let writable = place.tag == found.tag && place.page == found.page && place.writable;
+            *place = Second { writable: found.writable || writable, ..found };
         }
         Ok(t.gpa)
+    }
+
+    fn fill(&mut self, va: u64, found: Second, write: bool) {
+        let write = write && found.writable && self.bus.ram.is_fast_writable(found.page);
+        let offset = u64::from(found.page) << PAGE_SHIFT;
+        self.hart.tables.insert(va, offset, found.readable, write);
     }
 
     /// A load that missed the TLB, crosses a page or reads a device. The flag says that a device was read.
@@ -272,19 +328,20 @@ impl Core<'_, '_> {
         if self.tlb.is_stale(self.bus.ram) { Stored::Refetch } else { Stored::Plain }
     }
 
-    /// Finds the decoded page that `pc` is on.
-    pub(super) fn fetch_code(&mut self, pc: u64) -> Result<u32, Trap> {
-        let index = self.tlb.code_index(pc);
-        let entry = self.tlb.code[index];
-        if entry.tag == pc & !0xfff {
-            return Ok(entry.index);
+    /// Finds the page of RAM that `pc` is on.
+    #[inline]
+    pub(super) fn fetch_page(&mut self, pc: u64) -> Result<u32, Trap> {
+        let tag = pc & !0xfff | self.hart.tables.fetch_id();
+        let entry = self.tlb.code[code_index(pc)];
+        if entry.tag == tag {
+            return Ok(entry.page);
         }
         let gpa = self.translate_fetch(pc)?;
         let page = ((gpa - RAM_BASE) >> PAGE_SHIFT) as u32;
-        let code = self.code.index(page, self.bus.ram);
-        self.tlb.sync_code(self.code.generation);
-        self.tlb.code[index] = CodeEntry { tag: pc & !0xfff, index: code };
-        Ok(code)
+        // The walk may have changed the context's number, if it ran out of them.
+        let tag = pc & !0xfff | self.hart.tables.fetch_id();
+        self.tlb.code[code_index(pc)] = CodeEntry { tag, page };
+        Ok(page)
     }
 
     /// Translates a fetch; only RAM is executable.

@@ -20,10 +20,15 @@ mod amo;
 mod bits;
 mod cache_ops;
 mod code;
+mod dispatch;
 mod fp;
 mod mem;
 mod run;
 mod wait;
+
+use std::sync::atomic::AtomicBool;
+
+use jit::Jit;
 
 use crate::board::{Board, BusCtx};
 use crate::clock::Clock;
@@ -52,6 +57,8 @@ pub struct Bus<'a> {
     pub sbi: bool,
     /// `pause` ends the hart's turn.
     pub smp: bool,
+    /// Another thread wants the run to end soon.
+    pub stop: &'a AtomicBool,
 }
 
 impl Bus<'_> {
@@ -81,27 +88,54 @@ pub enum RunEnd {
     Yield,
 }
 
-/// The interpreter's caches, for all harts.
+/// The engine's caches, for all harts.
 #[derive(Debug)]
 pub struct Interp {
     tlbs: Vec<Tlb>,
     code: CodeCache,
+    config: EngineConfig,
+    /// Made at the first run.
+    jit: Option<Box<Jit>>,
+    /// Where the JIT cannot be had it is not tried again.
+    wants_jit: bool,
 }
 
 impl Interp {
     /// Empty caches.
     #[must_use]
-    pub fn new(harts: usize, ram: &GuestRam, _config: EngineConfig) -> Self {
-        Self { tlbs: (0..harts).map(|_| Tlb::new()).collect(), code: CodeCache::new(ram.pages()) }
+    pub fn new(harts: usize, ram: &GuestRam, config: EngineConfig) -> Self {
+        Self {
+            tlbs: (0..harts).map(|_| Tlb::new()).collect(),
+            code: CodeCache::new(ram.pages()),
+            config,
+            jit: None,
+            wants_jit: config.kind == EngineKind::Jit && jit::IS_SUPPORTED,
+        }
     }
 
     /// Runs `hart` for at most `budget` steps; returns how many it made and why it stopped.
     pub fn run(&mut self, hart: &mut Hart, bus: &mut Bus<'_>, budget: u64) -> (u64, RunEnd) {
+        hart.tables.bind(bus.ram.bytes_mut());
+        if self.wants_jit && self.jit.is_none() {
+            self.jit = dispatch::new_jit(hart, bus.ram, self.config).map(Box::new);
+            self.wants_jit = self.jit.is_some();
+        }
         let tlb = &mut self.tlbs[usize::from(hart.id)];
-        tlb.sync(bus.ram);
+        tlb.sync(hart, bus.ram);
         tlb.set_context(hart);
-        let mut core = run::Core { hart, tlb, code: &mut self.code, bus, steps: 0 };
-        let end = core.run(budget);
+        let mut core = run::Core {
+            hart,
+            tlb,
+            code: &mut self.code,
+            bus,
+            steps: 0,
+            entered_budget: 0,
+            ended: None,
+        };
+        let end = match &mut self.jit {
+            Some(jit) => core.run_jit(jit, budget, self.config.hot_after),
+            None => core.run(budget),
+        };
         let steps = core.steps;
         hart.steps = hart.steps.wrapping_add(steps);
         (steps, end)
@@ -110,20 +144,30 @@ impl Interp {
     /// The engine that serves.
     #[must_use]
     pub fn kind(&self) -> EngineKind {
-        EngineKind::Interpreter
+        if self.wants_jit { EngineKind::Jit } else { EngineKind::Interpreter }
     }
 
     /// What is in memory.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        EngineStats::default()
+        let tables = self.code.bytes() + self.tlbs.iter().map(Tlb::bytes).sum::<u64>();
+        let jit = self.jit.as_ref().map(|jit| jit.stats()).unwrap_or_default();
+        EngineStats {
+            code_bytes: jit.code_bytes,
+            table_bytes: tables + jit.table_bytes,
+            blocks: jit.blocks,
+            evictions: jit.evictions,
+        }
     }
 
     /// Drops every cache; tests use it to show that nothing depends on them.
     pub fn drop_caches(&mut self, ram: &mut GuestRam) {
         self.code.clear(ram);
+        if let Some(jit) = &mut self.jit {
+            jit.clear();
+        }
         for tlb in &mut self.tlbs {
-            tlb.flush();
+            tlb.drop_all();
         }
     }
 }

@@ -17,10 +17,14 @@ pub(super) struct Core<'a, 'b> {
     pub(super) bus: &'a mut Bus<'b>,
     /// Steps made in this run, the present one included.
     pub(super) steps: u64,
+    /// `steps` when generated code has used up the budget that it was entered with.
+    pub(super) entered_budget: u64,
+    /// Why generated code was left by a step.
+    pub(super) ended: Option<RunEnd>,
 }
 
 /// What the loop does after leaving a page.
-enum Leave {
+pub(super) enum Leave {
     /// Fetch at `hart.pc`.
     Refetch,
     /// End the run.
@@ -45,6 +49,9 @@ pub(super) enum Next {
     Yield,
 }
 
+/// Number of the CSR `satp`.
+const SATP: u16 = 0x180;
+
 #[inline(always)]
 fn sext32(v: u64) -> u64 {
     v as i32 as u64
@@ -54,29 +61,36 @@ impl Core<'_, '_> {
     pub(super) fn run(&mut self, budget: u64) -> RunEnd {
         while self.steps < budget {
             if self.bus.ram.code_was_written() {
-                self.code.drop_written(self.bus.ram);
-            }
-            self.tlb.sync(self.bus.ram);
-            self.tlb.sync_code(self.code.generation);
-            let index = match self.fetch_code(self.hart.pc) {
-                Ok(index) => index,
-                Err(trap) => {
-                    self.steps += 1;
-                    self.trap(trap);
-                    continue;
+                for page in self.bus.ram.take_code_written() {
+                    self.code.drop_page(page);
                 }
-            };
-            let mut page = self.code.take(index);
-            let leave = self.run_page(&mut page, budget);
-            self.code.put(index, page);
-            if let Leave::End(end) = leave {
+            }
+            self.tlb.sync(self.hart, self.bus.ram);
+            if let Leave::End(end) = self.run_some::<false>(budget) {
                 return end;
             }
         }
         RunEnd::Budget
     }
 
-    fn trap(&mut self, trap: Trap) {
+    /// Interprets from `hart.pc` to the end of the page or, with `BLOCK`, to the next jump.
+    pub(super) fn run_some<const BLOCK: bool>(&mut self, budget: u64) -> Leave {
+        let page = match self.fetch_page(self.hart.pc) {
+            Ok(page) => page,
+            Err(trap) => {
+                self.steps += 1;
+                self.trap(trap);
+                return Leave::Refetch;
+            }
+        };
+        let index = self.code.index(page, self.bus.ram);
+        let mut page = self.code.take(index);
+        let leave = self.run_page::<BLOCK>(&mut page, budget);
+        self.code.put(index, page);
+        leave
+    }
+
+    pub(super) fn trap(&mut self, trap: Trap) {
         self.hart.take_trap(trap);
         self.tlb.set_context(self.hart);
     }
@@ -93,25 +107,18 @@ impl Core<'_, '_> {
 
     #[inline(always)]
     fn load_fast<const N: usize>(&self, va: u64) -> Option<[u8; N]> {
-        let e = &self.tlb.read[self.tlb.data_index(va)];
-        if e.tag == va.wrapping_add(N as u64 - 1) & !0xfff {
-            let off = va.wrapping_add(e.add) as usize;
-            return self.bus.ram.bytes().get(off..)?.first_chunk::<N>().copied();
-        }
-        None
+        let off = self.hart.tables.read_offset(va, N as u64)?;
+        self.bus.ram.bytes().get(off..)?.first_chunk::<N>().copied()
     }
 
     #[inline(always)]
     fn store_fast<const N: usize>(&mut self, va: u64, value: [u8; N]) -> bool {
-        let e = &self.tlb.write[self.tlb.data_index(va)];
-        if e.tag == va.wrapping_add(N as u64 - 1) & !0xfff {
-            let off = va.wrapping_add(e.add) as usize;
-            if let Some(place) =
+        if let Some(off) = self.hart.tables.write_offset(va, N as u64)
+            && let Some(place) =
                 self.bus.ram.bytes_mut().get_mut(off..).and_then(|b| b.first_chunk_mut::<N>())
-            {
-                *place = value;
-                return true;
-            }
+        {
+            *place = value;
+            return true;
         }
         false
     }
@@ -120,7 +127,7 @@ impl Core<'_, '_> {
         clippy::too_many_lines,
         reason = "one arm an instruction; the hot loop of the interpreter"
     )]
-    fn run_page(&mut self, page: &mut CodePage, budget: u64) -> Leave {
+    fn run_page<const BLOCK: bool>(&mut self, page: &mut CodePage, budget: u64) -> Leave {
         let page_va = self.hart.pc & !0xfff;
         let mut idx = self.slot_of(page, ((self.hart.pc & 0xfff) >> 1) as usize);
         let mut steps = self.steps;
@@ -179,11 +186,19 @@ impl Core<'_, '_> {
                 macro_rules! jump {
                     ($patched:expr) => {{
                         match $patched {
+                            Some(target) if BLOCK => {
+                                let to = page_va.wrapping_add((page.halfword(target) as u64) << 1);
+                                leave!(to, Leave::Refetch)
+                            }
                             Some(target) => {
                                 idx = target;
                                 break 'dispatch;
                             }
                             None => match self.jump_slow(page, idx, at, page_va, steps) {
+                                Some(target) if BLOCK => {
+                                    idx = target;
+                                    leave!(here!(), Leave::Refetch)
+                                }
                                 Some(target) => {
                                     idx = target;
                                     break 'dispatch;
@@ -269,7 +284,8 @@ impl Core<'_, '_> {
                         let to = self.x(insn.rs1).wrapping_add(i64::from(insn.imm()) as u64) & !1;
                         self.set_x(insn.rd, here!().wrapping_add((insn.len() as u64) << 1));
                         let offset = to.wrapping_sub(page_va);
-                        if offset < 0x1000
+                        if !BLOCK
+                            && offset < 0x1000
                             && let Some(target) = page.find((offset >> 1) as usize)
                         {
                             idx = target;
@@ -497,7 +513,7 @@ impl Core<'_, '_> {
     /// The instruction at a halfword of the page, which ends on the next page.
     #[cold]
     #[inline(never)]
-    fn fetch_straddling(&mut self, page_va: u64, halfword: usize) -> Result<Slot, Trap> {
+    pub(super) fn fetch_straddling(&mut self, page_va: u64, halfword: usize) -> Result<Slot, Trap> {
         let pc = page_va.wrapping_add((halfword as u64) << 1);
         let second = pc.wrapping_add(2);
         let lo = self.translate_fetch(pc)?;
@@ -560,11 +576,15 @@ impl Core<'_, '_> {
             }
             CsrEffect::Timer => Next::Attention,
             CsrEffect::Environment => {
-                self.tlb.flush();
+                self.tlb.flush(&mut self.hart.tables);
+                self.tlb.set_context(self.hart);
                 Next::Attention
             }
             CsrEffect::Translation => {
-                self.tlb.flush();
+                // Contexts are told apart by `satp`; what else there is changes all of them.
+                if number != SATP {
+                    self.tlb.flush(&mut self.hart.tables);
+                }
                 self.tlb.set_context(self.hart);
                 // A status write that changes MXR may also enable an interrupt.
                 if self.hart.pending_interrupt().is_some() {
@@ -623,7 +643,7 @@ impl Core<'_, '_> {
     }
 
     /// Executes an instruction outside the fast loop. `hart.pc` is the instruction's address.
-    fn execute_rare(&mut self, insn: Insn) -> Result<Next, Trap> {
+    pub(super) fn execute_rare(&mut self, insn: Insn) -> Result<Next, Trap> {
         match insn.op {
             Op::CsrRw | Op::CsrRs | Op::CsrRc | Op::CsrRwi | Op::CsrRsi | Op::CsrRci => {
                 self.csr(insn)

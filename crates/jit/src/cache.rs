@@ -1,0 +1,298 @@
+//! The code cache: which pages have code, where it is, and what makes room.
+//!
+//! # Invariants
+//! - INV-CACHE-1: code is written into chunks of the arena in turn; before a chunk is written anew, every page that has
+//!   code in it is dropped whole, and the generation raised.
+//! - INV-CACHE-2: a page's table holds the address of an entry point or of the stub for missing ones.
+
+use crate::arena::Arena;
+use crate::emit::{Emit, Page};
+use crate::layout::{Layout, State};
+use crate::stubs::Stubs;
+use crate::tables::Tables;
+
+/// Halfwords in a page.
+const HALFWORDS: usize = 2048;
+/// Chunks of the arena.
+const CHUNKS: usize = 32;
+/// Bytes for the stubs.
+const STUBS: usize = 4096;
+/// More than the code of one translation takes.
+const CODE_MAX: usize = 64 << 10;
+/// Counters of executions.
+const HEATS: usize = 1 << 16;
+
+/// A place to enter generated code at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub(crate) address: u32,
+    pub(crate) generation: u64,
+}
+
+/// What is known of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// There is code for it.
+    Code(Entry),
+    /// This page of RAM has code, but none for it.
+    Missing(u32),
+    /// Its page is not in the TLB: [`Jit::map`] it.
+    Unmapped,
+}
+
+/// What is in memory and was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of generated code.
+    pub code_bytes: u64,
+    /// Bytes of tables.
+    pub table_bytes: u64,
+    /// Entry points made so far.
+    pub blocks: u64,
+    /// Chunks that made room.
+    pub evictions: u64,
+}
+
+/// A page's code.
+#[derive(Debug)]
+struct PageCode {
+    page: u32,
+    table: Box<[u32; HALFWORDS]>,
+    /// Chunks that hold some of it, a bit each.
+    chunks: u32,
+}
+
+/// The translator with its cache.
+#[derive(Debug)]
+pub struct Jit {
+    arena: Arena,
+    pub(crate) layout: Layout,
+    pub(crate) stubs: Stubs,
+    by_page: Vec<u32>,
+    pages: Vec<Option<PageCode>>,
+    free: Vec<u32>,
+    chunk: usize,
+    /// Offset in the arena of the next code.
+    next: usize,
+    /// Whether the arena has been full once.
+    wrapped: bool,
+    heat: Box<[u8; HEATS]>,
+    /// Raised when code was overwritten.
+    pub(crate) generation: u64,
+    blocks: u64,
+    evictions: u64,
+}
+
+impl Jit {
+    /// A translator for harts laid out as this one, with RAM of `ram_pages` pages; `None` when this host cannot have one.
+    #[must_use]
+    pub fn new(state: &State<'_>, ram_pages: u32, code_bytes: usize) -> Option<Self> {
+        let has = std::arch::is_x86_feature_detected!("bmi2")
+            && std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("lzcnt")
+            && std::arch::is_x86_feature_detected!("popcnt");
+        if !has {
+            return None;
+        }
+        let layout = Layout::of(state)?;
+        let chunk = (code_bytes / CHUNKS).clamp(2 * CODE_MAX, 16 << 20).next_multiple_of(4096);
+        let mut arena = Arena::new(STUBS + chunk * CHUNKS)?;
+        let (stubs, code) = Stubs::generate(arena.base(), &layout);
+        assert!(code.len() <= STUBS, "the stubs fit their place");
+        arena.write(0, &code);
+        Some(Self {
+            arena,
+            layout,
+            stubs,
+            by_page: vec![0; ram_pages as usize],
+            pages: Vec::new(),
+            free: Vec::new(),
+            chunk: 0,
+            next: STUBS,
+            wrapped: false,
+            heat: Box::new([0; HEATS]),
+            generation: 1,
+            blocks: 0,
+            evictions: 0,
+        })
+    }
+
+    fn chunk_size(&self) -> usize {
+        (self.arena.len() - STUBS) / CHUNKS
+    }
+
+    /// Drops from a hart's tables what is stale.
+    #[inline]
+    pub fn sync(&self, tables: &mut Tables) {
+        if tables.code_generation != self.generation {
+            tables.code_generation = self.generation;
+            tables.flush_fetch();
+        }
+    }
+
+    fn code(&self, page: u32) -> Option<&PageCode> {
+        let slot = self.by_page.get(page as usize)?.checked_sub(1)?;
+        self.pages.get(slot as usize)?.as_ref()
+    }
+
+    fn entry_in(&self, code: &PageCode, offset: u16) -> Option<u32> {
+        let address = code.table[usize::from(offset >> 1)];
+        (u64::from(address) != self.stubs.missing).then_some(address)
+    }
+
+    /// The code at an offset of a page of RAM.
+    #[inline]
+    #[must_use]
+    pub fn entry(&self, page: u32, offset: u16) -> Option<Entry> {
+        let address = self.entry_in(self.code(page)?, offset)?;
+        Some(Entry { address, generation: self.generation })
+    }
+
+    /// The code at an address, as far as the tables know it.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, tables: &Tables, pc: u64) -> Found {
+        match tables.find_fetch(pc) {
+            None => Found::Unmapped,
+            Some(page) => match self.entry(page, pc as u16 & 0xffe) {
+                Some(entry) => Found::Code(entry),
+                None => Found::Missing(page),
+            },
+        }
+    }
+
+    /// Notes for generated code that the page of `pc`, in the present context, is this page of RAM. Tables must be in
+    /// sync. Does nothing while the page has no code.
+    #[inline]
+    pub fn map(&self, tables: &mut Tables, pc: u64, page: u32) {
+        if let Some(code) = self.code(page) {
+            tables.insert_fetch(pc, code.table.as_ptr() as u64, page);
+        }
+    }
+
+    /// Counts an execution of a block without code; returns how many there were.
+    #[inline]
+    pub fn heat(&mut self, page: u32, offset: u16) -> u8 {
+        let at = (page as usize * HALFWORDS + usize::from(offset >> 1)).wrapping_mul(0x9e37_79b1);
+        let heat = &mut self.heat[at >> 4 & (HEATS - 1)];
+        *heat = heat.saturating_add(1);
+        *heat
+    }
+
+    /// Translates the code at an offset of a page with these contents. Returns its entry point and the end of what was
+    /// translated: the caller tracks writes to that range.
+    pub fn translate(&mut self, page: u32, bytes: &[u8], offset: u16) -> (Entry, u16) {
+        self.make_room();
+        let slot = self.slot(page);
+        let base = self.arena.base() + self.next as u64;
+        let code = self.pages[slot].as_ref().expect("the slot was just made");
+        let entry = |offset| self.entry_in(code, offset);
+        let page = Page { bytes, entry: &entry };
+        let mut emit = Emit::new(base, &self.layout, &self.stubs, page);
+        emit.translate(offset);
+        let (end, entries, host) = (emit.end.min(4096), emit.entries, emit.a.code);
+        assert!(host.len() <= CODE_MAX, "one translation is bounded");
+        self.arena.write(self.next, &host);
+        self.next += host.len().next_multiple_of(16);
+        self.blocks += entries.len() as u64;
+        let code = self.pages[slot].as_mut().expect("the slot was just made");
+        code.chunks |= 1 << self.chunk;
+        for e in &entries {
+            code.table[usize::from(e.offset >> 1)] = e.address;
+        }
+        let address = entries.first().expect("the first block is always made").address;
+        (Entry { address, generation: self.generation }, end as u16)
+    }
+
+    /// The slot of a page's code.
+    fn slot(&mut self, page: u32) -> usize {
+        if let Some(slot) = self.by_page[page as usize].checked_sub(1) {
+            return slot as usize;
+        }
+        let table = Box::new([self.stubs.missing as u32; HALFWORDS]);
+        let code = Some(PageCode { page, table, chunks: 0 });
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.pages[slot as usize] = code;
+                slot
+            }
+            None => {
+                self.pages.push(code);
+                self.pages.len() as u32 - 1
+            }
+        };
+        self.by_page[page as usize] = slot + 1;
+        slot as usize
+    }
+
+    /// Goes to the next chunk when this one may be too small, dropping what it held.
+    fn make_room(&mut self) {
+        let size = self.chunk_size();
+        if self.next + CODE_MAX <= STUBS + (self.chunk + 1) * size {
+            return;
+        }
+        self.chunk += 1;
+        if self.chunk == CHUNKS {
+            self.chunk = 0;
+            self.wrapped = true;
+        }
+        self.next = STUBS + self.chunk * size;
+        if !self.wrapped {
+            return;
+        }
+        self.evictions += 1;
+        self.generation += 1;
+        for slot in 0..self.pages.len() {
+            if self.pages[slot].as_ref().is_some_and(|p| p.chunks >> self.chunk & 1 != 0) {
+                self.drop_slot(slot);
+            }
+        }
+    }
+
+    fn drop_slot(&mut self, slot: usize) {
+        if let Some(code) = self.pages[slot].take() {
+            self.by_page[code.page as usize] = 0;
+            self.free.push(slot as u32);
+        }
+    }
+
+    /// The page was written: forgets its code.
+    pub fn invalidate(&mut self, page: u32) {
+        let slot = self.by_page.get(page as usize).and_then(|s| s.checked_sub(1));
+        if let Some(Some(code)) = slot.and_then(|s| self.pages.get_mut(s as usize)) {
+            code.table.fill(self.stubs.missing as u32);
+        }
+    }
+
+    /// Forgets all code.
+    pub fn clear(&mut self) {
+        for slot in 0..self.pages.len() {
+            self.drop_slot(slot);
+        }
+        self.heat.fill(0);
+        self.generation += 1;
+        (self.chunk, self.next, self.wrapped) = (0, STUBS, false);
+    }
+
+    /// Makes the jump at `site` go to `target` from now on.
+    pub(crate) fn patch(&mut self, site: u32, target: Entry) {
+        let rel = i64::from(target.address) - (i64::from(site) + 4);
+        let rel = i32::try_from(rel).expect("the arena is smaller than 2 GiB");
+        let offset = (u64::from(site) - self.arena.base()) as usize;
+        self.arena.write(offset, &rel.to_le_bytes());
+    }
+
+    /// What is in memory and was done.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let used = if self.wrapped { self.arena.len() } else { self.next };
+        let pages = self.pages.iter().flatten().count() * HALFWORDS * 4;
+        Stats {
+            code_bytes: used as u64,
+            table_bytes: (pages + HEATS + self.by_page.len() * 4 + size_of::<Tables>()) as u64,
+            blocks: self.blocks,
+            evictions: self.evictions,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The fixed pieces of generated code: entry, exits, calls of the runtime, the way to the next page.
+//!
+//! # Invariants
+//! - INV-STUBS-1: between blocks every mapped register is in its host register, everything else in memory, and the
+//!   budget in its register; the stack pointer is a multiple of 16.
+//! - INV-STUBS-2: the runtime runs with the guest's MXCSR. It does no floating-point arithmetic of the host's.
+
+use std::mem::offset_of;
+
+use crate::asm::{Alu, Asm, Cond, Mem, Reg, Shift, Size};
+use crate::layout::{BASE, BUDGET, FETCH_TABLE, FETCH_TAG, Layout, MAPPED};
+use crate::tables::{FETCH_ENTRIES, Tables};
+
+use Reg::{R12, R13, R14, R15, Rax, Rbp, Rbx, Rcx, Rdi, Rdx, Rsi, Rsp};
+use Size::{D, Q};
+
+/// Why generated code came back, in `Tables::exit_reason`.
+pub(crate) mod reason {
+    /// The next block is longer than the budget.
+    pub(crate) const BUDGET: u32 = 0;
+    /// The target has no entry point.
+    pub(crate) const LOOKUP: u32 = 1;
+    /// The target has no entry point, and the jump at `link_site` may be patched to it.
+    pub(crate) const LINK: u32 = 2;
+    /// The runtime said so.
+    pub(crate) const STEP: u32 = 3;
+}
+
+/// What the runtime's step function answers.
+pub(crate) mod answer {
+    /// Go on behind the instruction.
+    pub(crate) const CONTINUE: u64 = 0;
+    /// Go on at `exit_pc`.
+    pub(crate) const JUMP: u64 = 1;
+    /// Leave.
+    pub(crate) const EXIT: u64 = 2;
+}
+
+/// Addresses of the stubs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Stubs {
+    /// `extern "sysv64" fn(base: *mut u64, entry: u64)`
+    pub(crate) enter: u64,
+    /// Called with the packed instruction in RDX and its place in ECX.
+    pub(crate) step: u64,
+    /// Jumped to with the page offset in EAX: no budget.
+    pub(crate) budget: u64,
+    /// Jumped to with the page offset in EAX and the site in ECX.
+    pub(crate) link: u64,
+    /// Jumped to with the page offset in EAX: what an empty entry point is.
+    pub(crate) missing: u64,
+    /// Jumped to with the address in RAX: it is not in the fetch TLB.
+    pub(crate) untranslated: u64,
+}
+
+fn spill(a: &mut Asm) {
+    for (r, host) in MAPPED {
+        a.store(Q, Layout::x(r), host);
+    }
+}
+
+fn reload(a: &mut Asm) {
+    for (r, host) in MAPPED {
+        a.mov(Q, host, Layout::x(r));
+    }
+}
+
+/// Jumps to the guest address in RAX, on whatever page. Uses RCX and RDX.
+pub(crate) fn jump_to_rax(a: &mut Asm, layout: &Layout, untranslated: u64) {
+    let table = |field| layout.table(field);
+    a.mov(D, Rcx, Rax);
+    a.mov(Q, Rdx, Rax);
+    a.shift(Shift::Shr, D, Rcx, 8);
+    a.alu_imm(Alu::And, Q, Rdx, -4096);
+    a.alu_imm(Alu::And, D, Rcx, ((FETCH_ENTRIES - 1) << 4) as i32);
+    a.store(Q, table(offset_of!(Tables, page_va)), Rdx);
+    a.alu_load(Alu::Or, Q, Rdx, table(offset_of!(Tables, fetch_id)));
+    a.alu_load(Alu::Cmp, Q, Rdx, layout.fetch(Rcx, FETCH_TAG));
+    a.jcc_to(Cond::Ne, untranslated);
+    a.mov(Q, Rcx, layout.fetch(Rcx, FETCH_TABLE));
+    a.alu_imm(Alu::And, D, Rax, 0xffe);
+    a.mov(D, Rcx, Mem { base: Rcx, index: Some((Rax, 1)), disp: 0 });
+    a.jmp_rm(Rcx);
+}
+
+impl Stubs {
+    /// Generates the stubs at `base`.
+    pub(crate) fn generate(base: u64, layout: &Layout) -> (Self, Vec<u8>) {
+        let mut a = Asm::new(base);
+        let mut s = Self::default();
+        let t = |offset| layout.table(offset);
+        // Leaving: registers are spilled already.
+        let leave = a.here();
+        a.store(Q, t(offset_of!(Tables, budget)), BUDGET);
+        a.stmxcsr(t(offset_of!(Tables, mxcsr)));
+        a.ldmxcsr(t(offset_of!(Tables, host_mxcsr)));
+        a.alu_imm(Alu::Add, Q, Rsp, 8);
+        for r in [R15, R14, R13, R12, Rbp, Rbx] {
+            a.pop(r);
+        }
+        a.ret();
+
+        let leave_at = a.here(); // RAX: page offset, ECX: reason
+        a.alu_load(Alu::Add, Q, Rax, t(offset_of!(Tables, page_va)));
+        let leave_to = a.here(); // RAX: address, ECX: reason
+        a.store(Q, t(offset_of!(Tables, exit_pc)), Rax);
+        a.store(D, t(offset_of!(Tables, exit_reason)), Rcx);
+        spill(&mut a);
+        a.jmp_to(leave);
+
+        s.budget = a.here();
+        a.mov_imm(Rcx, u64::from(reason::BUDGET));
+        a.jmp_to(leave_at);
+        s.missing = a.here();
+        a.mov_imm(Rcx, u64::from(reason::LOOKUP));
+        a.jmp_to(leave_at);
+        s.untranslated = a.here();
+        a.mov_imm(Rcx, u64::from(reason::LOOKUP));
+        a.jmp_to(leave_to);
+        s.link = a.here();
+        a.store(D, t(offset_of!(Tables, link_site)), Rcx);
+        a.mov_imm(Rcx, u64::from(reason::LINK));
+        a.jmp_to(leave_at);
+
+        s.step = a.here();
+        a.alu_imm(Alu::Sub, Q, Rsp, 8);
+        spill(&mut a);
+        a.stmxcsr(t(offset_of!(Tables, mxcsr)));
+        a.mov(Q, Rdi, t(offset_of!(Tables, runtime)));
+        a.mov(Q, Rsi, Rdx);
+        a.mov(D, Rdx, Rcx);
+        a.mov(Q, Rcx, BUDGET);
+        a.call_rm(t(offset_of!(Tables, step)));
+        a.test(D, Rax, Rax);
+        let special = a.jcc(Cond::Ne);
+        reload(&mut a);
+        a.ldmxcsr(t(offset_of!(Tables, mxcsr)));
+        a.alu_imm(Alu::Add, Q, Rsp, 8);
+        a.ret();
+        a.fix(special);
+        a.alu_imm(Alu::Add, Q, Rsp, 16);
+        a.mov(Q, BUDGET, t(offset_of!(Tables, budget)));
+        a.alu_imm(Alu::Cmp, D, Rax, answer::JUMP as i32);
+        a.ldmxcsr(t(offset_of!(Tables, mxcsr)));
+        a.jcc_to(Cond::Ne, leave);
+        reload(&mut a);
+        a.mov(Q, Rax, t(offset_of!(Tables, exit_pc)));
+        jump_to_rax(&mut a, layout, s.untranslated);
+
+        s.enter = a.here();
+        for r in [Rbx, Rbp, R12, R13, R14, R15] {
+            a.push(r);
+        }
+        a.alu_imm(Alu::Sub, Q, Rsp, 8);
+        a.mov(Q, BASE, Rdi);
+        a.mov(Q, Rax, Rsi);
+        a.mov(Q, BUDGET, t(offset_of!(Tables, budget)));
+        a.stmxcsr(t(offset_of!(Tables, host_mxcsr)));
+        a.ldmxcsr(t(offset_of!(Tables, mxcsr)));
+        reload(&mut a);
+        a.jmp_rm(Rax);
+        (s, a.code)
+    }
+}
