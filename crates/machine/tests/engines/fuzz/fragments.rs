@@ -32,6 +32,8 @@ const WRITABLE: &[(u32, u64)] = &[
     (0xb00, u64::MAX),
     (0xb02, u64::MAX),
     (0x14d, 0xffff),
+    (0x30a, 0x6000_0000_0000_00f1),
+    (0x10a, 0xf1),
 ];
 
 const RWX_ALL: u64 = 0x1f;
@@ -486,9 +488,24 @@ impl Gen<'_> {
         };
         let table = self.rng.below(layout::LEAF_TABLES);
         let mut place = layout::leaves() + table * 0x1000 + 8 * page;
-        let mut v = self
-            .rng
-            .pick(&[1, 2, 4, 6, 8, 0x10, 0x40, 0x80, 0xc0, 0xc4, 0x20, 0x400, 0xc00, 0x1000]);
+        let mut v = self.rng.pick(&[
+            1,
+            2,
+            4,
+            6,
+            8,
+            0x10,
+            0x40,
+            0x80,
+            0xc0,
+            0xc4,
+            0x20,
+            0x400,
+            0xc00,
+            0x1000,
+            1 << 61,
+            1 << 62,
+        ]);
         if self.rng.one_in(10) {
             // From a table of pages to a superpage and back.
             place = self.rng.pick(&layout::SUPERPAGES);

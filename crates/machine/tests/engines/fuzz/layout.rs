@@ -165,8 +165,15 @@ pub(crate) fn chaos(rng: &mut Rng) -> u64 {
     if rng.one_in(16) {
         flags &= !V;
     }
-    if rng.one_in(32) {
-        flags |= 1 << (54 + rng.below(10));
+    match rng.below(24) {
+        0 => flags |= 1 << (54 + rng.below(10)),
+        1 => flags |= (1 + rng.below(2)) << 61,
+        // 64 KiB of pages in one entry; or nearly.
+        2 | 3 => {
+            let number = rng.pick(&[8, 8, 8, 0]);
+            return pte(gpa & !0xffff, flags | 1 << 63) | number << 10;
+        }
+        _ => {}
     }
     pte(gpa, flags)
 }

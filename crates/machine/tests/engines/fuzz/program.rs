@@ -17,6 +17,9 @@ use crate::rng::Rng;
 const FS_DIRTY: u64 = 3 << 13;
 const MPIE: u64 = 1 << 7;
 const STCE: u64 = 1 << 63;
+/// `menvcfg`: A and D bits by hardware, memory types, cache-block operations; and what of it S-mode may pass on.
+const ENVIRONMENT: u64 = 3 << 61 | 0xf0;
+const ENVIRONMENT_S: u64 = 0xf0;
 /// Exceptions that S-mode's handler may get.
 const DELEGATED: u64 = 0xb15c;
 
@@ -33,6 +36,8 @@ pub(crate) struct Program {
     pub(crate) theme: &'static Theme,
     pub(crate) harts: u8,
     image: Image,
+    /// Bits of `menvcfg`.
+    environment: u64,
     /// Ticks for each 2^16 steps.
     rate: u32,
 }
@@ -73,13 +78,15 @@ impl Program {
             let v = if rng.one_in(2) { rng.integer() } else { rng.float() };
             image.put64(at, v);
         }
-        let mut program = Self { seed, theme, harts, image, rate: 0 };
+        let mut program = Self { seed, theme, harts, image, environment: 0, rate: 0 };
         program.put_harts(&mut rng, &starts);
         program
     }
 
     fn put_harts(&mut self, rng: &mut Rng, starts: &[u64]) {
         self.rate = rng.pick(&[1 << 12, 1 << 13, 1 << 14, 1 << 16]);
+        self.environment =
+            rng.pick(&[ENVIRONMENT, ENVIRONMENT, 0, rng.clone().next() & ENVIRONMENT]);
         let most = (u64::from(self.rate) * rng.pick(&[100, 1000, 4000])) >> 16;
         for hart in 0..u64::from(self.harts) {
             layout::put_save_area(&mut self.image, hart, rng.pick(&[0, 3, 7, 15]), most + 1);
@@ -148,7 +155,8 @@ impl Program {
         for hart in m.harts_mut() {
             hart.csr.mtvec = BASE;
             hart.csr.mscratch = layout::save_area(u64::from(hart.id));
-            hart.csr.menvcfg = STCE;
+            hart.csr.menvcfg = STCE | self.environment;
+            hart.csr.senvcfg = self.environment & ENVIRONMENT_S;
             hart.csr.mcounteren = 7;
             hart.csr.scounteren = 7;
             hart.pmp.write_addr(1, u64::MAX);
