@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use super::comparison::Comparison;
 use crate::demo::report::{align, percentile};
 
 /// Which side of the target a figure should be on.
@@ -53,7 +54,7 @@ impl Figure {
         self
     }
 
-    fn cells(&self, section: &Section) -> Vec<String> {
+    fn cells(&self) -> [String; 4] {
         let target = match self.target {
             Some(Target::AtMost(limit)) => format!("<= {limit} {}", self.unit),
             Some(Target::AtLeast(limit)) => format!(">= {limit} {}", self.unit),
@@ -66,13 +67,12 @@ impl Figure {
             (None, _) => "",
         };
         let value = self.measured.map_or("-".to_owned(), |v| format!("{} {}", short(v), self.unit));
-        let what = format!("{}: {}", section.name, self.what);
-        [what, value, target, met.to_owned()].to_vec()
+        [self.what.clone(), value, target, met.to_owned()]
     }
 }
 
 /// Three places at most, and none where there is nothing behind the point.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -88,15 +88,19 @@ pub(crate) struct Section {
     pub(crate) figures: Vec<Figure>,
     /// How it was measured, and single values.
     pub(crate) notes: Vec<String>,
-    /// Why it has no figures.
+    /// Why it has no figures, or not all.
     pub(crate) failure: Option<String>,
+    /// Workloads by machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) comparison: Option<Comparison>,
 }
 
 impl Section {
     /// One that begins now.
     pub(crate) fn new(name: impl Into<String>) -> Self {
         let (figures, notes) = (Vec::new(), Vec::new());
-        Self { name: name.into(), load: load_average(), figures, notes, failure: None }
+        let (failure, comparison) = (None, None);
+        Self { name: name.into(), load: load_average(), figures, notes, failure, comparison }
     }
 }
 
@@ -107,7 +111,8 @@ pub(crate) struct Machine {
     cpu_model: String,
     load_average: String,
     date: String,
-    command: String,
+    /// What was asked for.
+    pub(crate) command: String,
 }
 
 impl Machine {
@@ -123,7 +128,10 @@ impl Machine {
             cpu_model: model.unwrap_or("unknown").to_owned(),
             load_average: load_average(),
             date: date.unwrap_or_default(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: std::iter::once("understudy".to_owned())
+                .chain(std::env::args().skip(1))
+                .collect::<Vec<_>>()
+                .join(" "),
         }
     }
 }
@@ -146,22 +154,47 @@ pub(crate) struct Report {
 impl Report {
     /// For people.
     pub(crate) fn table(&self) -> String {
-        let Machine { cpus, cpu_model, load_average, date, command } = &self.machine;
         let head = ["figure", "measured", "target", ""].map(str::to_owned).to_vec();
         let mut rows = vec![head];
-        let mut more = String::new();
+        let mut comparisons = String::new();
         for section in &self.sections {
-            rows.extend(section.figures.iter().map(|figure| figure.cells(section)));
-            let failure = section.failure.iter().map(|why| format!("failed: {why}"));
-            let load = format!("load average at its start {}", section.load);
-            for line in std::iter::once(load).chain(section.notes.iter().cloned()).chain(failure) {
-                more.push_str(&format!("{}: {line}\n", section.name));
+            rows.extend(section.figures.iter().map(|figure| {
+                let [what, rest @ ..] = figure.cells();
+                [&[format!("{}: {what}", section.name)], &rest[..]].concat()
+            }));
+            if let Some(comparison) = &section.comparison {
+                comparisons.push_str(&format!("{}\n", comparison.table()));
             }
         }
-        format!(
-            "{command}\n{date}, {cpus} CPUs, {cpu_model}, load average at start {load_average}\n\n{}\n{more}",
-            align(&rows)
-        )
+        let more: String = self.lines().map(|line| line + "\n").collect();
+        let command = &self.machine.command;
+        format!("{command}\n{}\n\n{comparisons}{}\n{more}", self.machine_line(), align(&rows))
+    }
+
+    /// The figures as a table of a document.
+    pub(crate) fn markdown(&self) -> String {
+        let figures = self.sections.iter().flat_map(|section| &section.figures);
+        let rows = figures.map(|figure| {
+            format!("| {} |\n", figure.cells().map(|cell| cell.trim().to_owned()).join(" | "))
+        });
+        let head = "| figure | measured | target | |\n| --- | --: | --: | --- |\n".to_owned();
+        std::iter::once(head).chain(rows).collect()
+    }
+
+    /// Where and when it was measured.
+    pub(crate) fn machine_line(&self) -> String {
+        let Machine { cpus, cpu_model, load_average, date, command: _ } = &self.machine;
+        format!("{date}, {cpus} CPUs, {cpu_model}, load average at start {load_average}")
+    }
+
+    /// What is to be known beside the figures, section by section.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
+        self.sections.iter().flat_map(|section| {
+            let failure = section.failure.iter().map(|why| format!("failed: {why}"));
+            let load = format!("load average at its start {}", section.load);
+            let lines = std::iter::once(load).chain(section.notes.iter().cloned()).chain(failure);
+            lines.map(|line| format!("{}: {line}", section.name))
+        })
     }
 }
 

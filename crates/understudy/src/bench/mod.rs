@@ -12,13 +12,16 @@
 //! A bench that fails is reported with its reason, the others go on, and the exit status is 1. Every wait has a bound,
 //! and nothing is left running, as with the demo. A missed target is no failure.
 
+mod comparison;
 mod console;
 mod delay;
 mod engine;
 mod faults;
 mod figure;
 mod idle;
+mod performance;
 mod ping;
+mod plot;
 mod protect;
 mod speed;
 mod stage;
@@ -89,6 +92,33 @@ impl Counts {
     }
 }
 
+/// What is compared with QEMU, and how.
+#[derive(Debug, Clone, Args)]
+struct EngineArgs {
+    /// The engine of `understudy run` [default: its own default].
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
+    /// Also recording and replay, beside QEMU's recording.
+    #[arg(long)]
+    record: bool,
+    /// These workloads only.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// How often each is measured.
+    #[arg(long, value_name = "N", default_value_t = TURNS, value_parser = clap::value_parser!(u32).range(1..=100))]
+    turns: u32,
+    /// Write the result to performance.md, performance.json and performance.svg in this directory, too.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl EngineArgs {
+    fn job(&self) -> Job {
+        let Self { engine, record, only, turns, out: _ } = self.clone();
+        Job::Engine(engine::Options { engine, has_record: record, only, turns })
+    }
+}
+
 #[derive(Debug, Clone, Subcommand)]
 enum Which {
     /// Fail the live host again and again: writes lost, connections broken, gaps, time to Protected again.
@@ -114,7 +144,7 @@ enum Which {
     /// Pause and time when protection starts, 512 MiB guest.
     Protect,
     /// Speed beside QEMU's TCG.
-    Engine,
+    Engine(EngineArgs),
     /// All of them.
     All(Counts),
     /// Set by the bench itself, inside its namespaces.
@@ -136,7 +166,7 @@ enum Job {
     Idle { seconds: u32 },
     Speed { seconds: u32 },
     Protect,
-    Engine,
+    Engine(engine::Options),
 }
 
 impl Job {
@@ -147,7 +177,7 @@ impl Job {
             Self::Idle { .. } => "idle",
             Self::Speed { .. } => "speed",
             Self::Protect => "protect",
-            Self::Engine => "engine",
+            Self::Engine(_) => "engine",
         }
     }
 
@@ -156,7 +186,7 @@ impl Job {
         match self {
             Self::Faults { .. } | Self::Delay { .. } | Self::Protect => &[GuestKind::Redis],
             Self::Idle { .. } | Self::Speed { .. } => &[GuestKind::Minimal],
-            Self::Engine => &[GuestKind::Minimal, GuestKind::Tools],
+            Self::Engine(_) => &[GuestKind::Minimal, GuestKind::Debian, GuestKind::Bench],
         }
     }
 }
@@ -168,10 +198,12 @@ fn jobs(which: &Which) -> Vec<Job> {
         Which::Idle { seconds } => vec![Job::Idle { seconds: *seconds }],
         Which::Speed { seconds } => vec![Job::Speed { seconds: *seconds }],
         Which::Protect => vec![Job::Protect],
-        Which::Engine => vec![Job::Engine],
+        Which::Engine(args) => vec![args.job()],
         Which::All(counts) => {
             let first = [Job::Delay { requests: 3000 }, Job::Idle { seconds: 30 }];
-            let more = [Job::Speed { seconds: 8 }, Job::Protect, Job::Engine];
+            let options =
+                engine::Options { engine: None, has_record: false, only: vec![], turns: TURNS };
+            let more = [Job::Speed { seconds: 8 }, Job::Protect, Job::Engine(options)];
             first.into_iter().chain(more).chain(counts.jobs()).collect()
         }
         Which::Inside { .. } => Vec::new(),
@@ -205,6 +237,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if jobs.is_empty() {
         return Err(cli::usage("there is nothing to measure"));
     }
+    if let Which::Engine(EngineArgs { only, .. }) = &args.which {
+        engine::check(only).map_err(cli::usage)?;
+    }
     let progress = Progress::new();
     let machine = Machine::look();
     sandbox::check()?;
@@ -231,6 +266,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     let is_whole = sections.iter().all(|section| section.failure.is_none());
     let report = Report { machine, sections };
+    if let Which::Engine(EngineArgs { out: Some(out), .. }) = &args.which {
+        performance::write(out, &report)?;
+    }
     match args.output {
         Output::Table => cli::print(report.table().trim_end())?,
         Output::Json => cli::print(&serde_json::to_string_pretty(&report)?)?,
@@ -272,10 +310,11 @@ fn run_inside(file: &Path) -> anyhow::Result<ExitCode> {
 fn measure(prepared: &mut Prepared) -> anyhow::Result<Section> {
     let mut guests = prepared.guests.drain(..);
     let guest = guests.next().context("there is a guest")?;
-    if prepared.job == Job::Engine {
-        let tools = guests.next().context("there is a guest with tools")?;
-        let guests = engine::Guests { tools, minimal: guest };
-        return engine::run(&prepared.dir, &guests, TURNS);
+    if let Job::Engine(options) = &prepared.job {
+        let debian = guests.next().context("there is a guest with Debian")?;
+        let bench = guests.next().context("there is a guest with tools")?;
+        let guests = engine::Guests { minimal: guest, debian, bench };
+        return engine::run(&prepared.dir, &guests, options);
     }
     let material = Material { guest, etcd: prepared.etcd.take() };
     let dir = &prepared.dir;
@@ -285,7 +324,7 @@ fn measure(prepared: &mut Prepared) -> anyhow::Result<Section> {
         Job::Idle { seconds } => idle::run(dir, &material, seconds),
         Job::Speed { seconds } => speed::run(dir, &material, seconds, TURNS),
         Job::Protect => protect::run(dir, &material, TURNS),
-        Job::Engine => anyhow::bail!("the engine needs no hosts"),
+        Job::Engine(_) => anyhow::bail!("the engine needs no hosts"),
     }
 }
 
