@@ -32,7 +32,7 @@ use crate::sbi::{self, SbiRequest};
 /// Steps of a hart's turn.
 const TURN: u64 = 8192;
 /// Version of [`MachineSaved`] and of the machine model: replicas must agree on it.
-pub const MODEL_VERSION: u32 = 1;
+pub const MODEL_VERSION: u32 = 2;
 
 /// Why [`Machine::run`] came back.
 #[derive(Debug, Clone, PartialEq, Eq)]

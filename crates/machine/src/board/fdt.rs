@@ -27,21 +27,44 @@ pub const TIMEBASE_HZ: u32 = 10_000_000;
 /// Bytes of a block of the cache operations, which are aligned to it.
 pub const CACHE_BLOCK_BYTES: u32 = 64;
 
-/// Extensions of the harts, in the order of the ISA string.
-const EXTENSIONS: [&str; 13] = [
+/// Extensions of the harts, in the order of QEMU's ISA string. Svadu without Svade says that accessed and dirty bits are set
+/// by hardware from the start. Not Zkt: see [`isa::crypto`].
+const EXTENSIONS: [&str; 35] = [
     "i",
     "m",
     "a",
     "f",
     "d",
     "c",
+    "zicbom",
+    "zicbop",
+    "zicboz",
+    "zicond",
     "zicntr",
     "zicsr",
     "zifencei",
     "zihintpause",
+    "zawrs",
+    "zfa",
+    "zca",
+    "zcb",
+    "zcd",
+    "zba",
+    "zbb",
+    "zbc",
+    "zbkb",
+    "zbkc",
+    "zbkx",
+    "zbs",
+    "zkn",
+    "zknd",
+    "zkne",
+    "zknh",
     "sstc",
     "svadu",
     "svinval",
+    "svnapot",
+    "svpbmt",
 ];
 const UART_CLOCK_HZ: u32 = 3_686_400;
 const UART_PATH: &str = "/soc/serial@10000000";
@@ -257,6 +280,9 @@ fn cpus(w: &mut Writer, handles: &Handles) {
         w.list("riscv,isa-extensions", &EXTENSIONS);
         w.text("riscv,isa-base", "rv64i");
         w.text("riscv,isa", &isa);
+        for operations in ["cbom", "cbop", "cboz"] {
+            w.cells(&format!("riscv,{operations}-block-size"), &[CACHE_BLOCK_BYTES]);
+        }
         w.text("mmu-type", "riscv,sv48");
         w.begin("interrupt-controller");
         w.cells("#interrupt-cells", &[1]);

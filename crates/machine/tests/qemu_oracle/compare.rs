@@ -10,14 +10,10 @@ use machine::io::HaltReason;
 use machine::{Exit, Machine};
 
 use crate::case::Case;
+use crate::cpu::CPU;
 use crate::exceptions;
 use crate::payload::*;
 
-/// The extensions of our machine and no other.
-const CPU: &str = "rv64i,m=on,a=on,f=on,d=on,c=on,s=on,u=on,zicsr=on,zifencei=on,zicntr=on,zihpm=on,zihintpause=on,\
-zba=on,zbb=on,zbc=on,zbs=on,zicond=on,zkn=on,zca=on,zcb=on,zcd=on,zfa=on,zawrs=on,zicbom=on,zicboz=on,zicbop=on,\
-sstc=on,svinval=on,svnapot=on,svpbmt=on,svadu=on,svade=off,mmu=on,sv39=on,sv48=on,sv57=off,pmp=on,mvendorid=0,marchid=0,mimpid=0,\
-priv_spec=v1.13.0";
 /// The device tree and what belongs to it is at the end of RAM and not compared.
 const COMPARED: usize = (RAM - (4 << 20)) as usize;
 /// Steps after which our machine is taken to loop.

@@ -9,6 +9,7 @@
 mod asm;
 mod case;
 mod compare;
+mod cpu;
 mod exceptions;
 mod extensions;
 mod paging;
