@@ -13,8 +13,8 @@ use crate::tables::Tables;
 
 /// Halfwords in a page.
 const HALFWORDS: usize = 2048;
-/// Chunks of the arena.
-const CHUNKS: usize = 32;
+/// Most chunks of the arena: each is a bit of [`PageCode::chunks`].
+const CHUNKS_MAX: usize = 32;
 /// Bytes for the stubs.
 const STUBS: usize = 4096;
 /// More than the code of one translation takes.
@@ -71,6 +71,9 @@ pub struct Jit {
     by_page: Vec<u32>,
     pages: Vec<Option<PageCode>>,
     free: Vec<u32>,
+    /// Chunks that the arena has.
+    chunks: usize,
+    /// The one that is written.
     chunk: usize,
     /// Offset in the arena of the next code.
     next: usize,
@@ -96,8 +99,9 @@ impl Jit {
             return None;
         }
         let layout = Layout::of(state)?;
-        let chunk = (code_bytes / CHUNKS).clamp(2 * CODE_MAX, 16 << 20).next_multiple_of(4096);
-        let mut arena = Arena::new(STUBS + chunk * CHUNKS)?;
+        let chunks = (code_bytes / (2 * CODE_MAX)).clamp(2, CHUNKS_MAX);
+        let chunk = (code_bytes / chunks).clamp(2 * CODE_MAX, 16 << 20).next_multiple_of(4096);
+        let mut arena = Arena::new(STUBS + chunk * chunks)?;
         let (stubs, code) = Stubs::generate(arena.base(), &layout);
         assert!(code.len() <= STUBS, "the stubs fit their place");
         arena.write(0, &code);
@@ -108,6 +112,7 @@ impl Jit {
             by_page: vec![0; ram_pages as usize],
             pages: Vec::new(),
             free: Vec::new(),
+            chunks,
             chunk: 0,
             next: STUBS,
             wrapped: false,
@@ -119,7 +124,7 @@ impl Jit {
     }
 
     fn chunk_size(&self) -> usize {
-        (self.arena.len() - STUBS) / CHUNKS
+        (self.arena.len() - STUBS) / self.chunks
     }
 
     /// Drops from a hart's tables what is stale.
@@ -233,7 +238,7 @@ impl Jit {
             return;
         }
         self.chunk += 1;
-        if self.chunk == CHUNKS {
+        if self.chunk == self.chunks {
             self.chunk = 0;
             self.wrapped = true;
         }
