@@ -76,6 +76,10 @@ pub(crate) struct Side {
     outputs: Vec<Output>,
     sweep: Option<Sweep>,
     is_reference: bool,
+    /// Whether its code stays until the engine itself drops it.
+    keeps_code: bool,
+    /// Blocks and evictions of engines that it had.
+    past: (u64, u64),
 }
 
 /// Steps to run together, and how.
@@ -120,7 +124,9 @@ pub(crate) fn run_to(m: &mut Machine, until: u64) -> bool {
 
 impl Side {
     fn new(guest: &dyn Guest, engine: EngineConfig, is_reference: bool) -> Self {
-        Self { m: guest.machine(engine), outputs: vec![], sweep: None, is_reference }
+        let keeps_code = segment_rng(guest.seed(), 0, 5).one_in(3);
+        let m = guest.machine(engine);
+        Self { m, outputs: vec![], sweep: None, is_reference, keeps_code, past: (0, 0) }
     }
 
     /// Runs a segment as far as `until`, in slices of chance with disturbances between them.
@@ -150,6 +156,7 @@ impl Side {
     /// Does something to the machine that it must not notice.
     fn disturb(&mut self, guest: &dyn Guest, rng: &mut Rng) {
         match rng.below(24) {
+            0 | 7 | 8 if self.keeps_code => {}
             0 => self.m.drop_caches(),
             1 => drop(self.m.digest()),
             2 => drop(self.m.save()),
@@ -166,10 +173,17 @@ impl Side {
             7 if rng.one_in(8) && self.sweep.is_none() => self.restore(guest, rng),
             8 if !self.is_reference && rng.one_in(4) => {
                 let engine = if rng.one_in(3) { reference() } else { under_test(rng) };
+                self.leave_engine();
                 self.m.set_engine(engine);
             }
             _ => {}
         }
+    }
+
+    fn leave_engine(&mut self) {
+        let stats = self.m.engine_stats();
+        self.past.0 += stats.blocks;
+        self.past.1 += stats.evictions;
     }
 
     fn snapshot_pages(&mut self) {
@@ -193,6 +207,7 @@ impl Side {
     /// Goes on with a machine that has the same state and nothing else in common.
     fn restore(&mut self, guest: &dyn Guest, rng: &mut Rng) {
         self.outputs.extend(self.m.take_outputs());
+        self.leave_engine();
         let mut other = guest.restored(&self.m.save());
         other.set_engine(if self.is_reference || rng.one_in(4) {
             reference()
@@ -300,8 +315,8 @@ pub(crate) fn check(guest: &dyn Guest, steps: u64) -> Result<Summary, String> {
         return Err(format!("{}: memory differs at the end only", report::command(guest)));
     }
     summary.steps = pair.reference.m.icount();
-    let stats = pair.tested.m.engine_stats();
-    (summary.blocks, summary.evictions) = (stats.blocks, stats.evictions);
+    pair.tested.leave_engine();
+    (summary.blocks, summary.evictions) = pair.tested.past;
     Ok(summary)
 }
 
