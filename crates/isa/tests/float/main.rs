@@ -4,6 +4,7 @@
 //! results for the same operands, which were taken when each of them had been compared: a change of any result shows
 //! without SoftFloat too. Rounding to nearest is compared with the host in every run.
 
+mod additional;
 #[cfg(feature = "berkeley")]
 mod berkeley;
 
