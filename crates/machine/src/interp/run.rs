@@ -112,7 +112,7 @@ impl Core<'_, '_> {
     }
 
     #[inline(always)]
-    fn store_fast<const N: usize>(&mut self, va: u64, value: [u8; N]) -> bool {
+    pub(super) fn store_fast<const N: usize>(&mut self, va: u64, value: [u8; N]) -> bool {
         if let Some(off) = self.hart.tables.write_offset(va, N as u64)
             && let Some(place) =
                 self.bus.ram.bytes_mut().get_mut(off..).and_then(|b| b.first_chunk_mut::<N>())
