@@ -581,6 +581,13 @@ impl Asm {
         self.sse_map(prefix, &[0x0f, 0x38, op], D, xmm, operand);
     }
 
+    /// ROUNDSS or ROUNDSD: rounds to an integer in the way that `mode` says.
+    pub(crate) fn round(&mut self, double: bool, xmm: u8, from: u8, mode: u8) {
+        let op = if double { 0x0b } else { 0x0a };
+        self.sse_map(Sse::P66, &[0x0f, 0x3a, op], D, xmm, Xm::Xmm(from));
+        self.byte(mode);
+    }
+
     fn sse_map(&mut self, prefix: Sse, op: &[u8], size: Size, xmm: u8, operand: Xm) {
         match prefix {
             Sse::None => {}

@@ -7,8 +7,10 @@
 //! - INV-EMIT-3: code depends on the page's contents and on offsets within the page, never on its virtual or physical
 //!   address: every mapping of the page shares it.
 
+mod float;
 mod integer;
 
+use std::collections::VecDeque;
 use std::mem::offset_of;
 
 use isa::{Insn, Op};
@@ -34,12 +36,38 @@ const BLOCKS_MAX: usize = 6;
 enum Cold {
     /// The instruction is left to the runtime; then on at `resume`.
     Step { from: Vec<Fixup>, insn: u64, place: u32, resume: u64 },
+    /// The same; then on at `resume`, if there is one and floating-point code may run inline, else at offset `next`.
+    Guard { from: Vec<Fixup>, insn: u64, place: u32, next: u16, resume: Option<u64> },
     /// The budget is too small for the block.
     Budget { from: Fixup, steps: u8, offset: u16 },
     /// A jump within the page to a block that there was no code for.
     Link { from: Fixup, offset: u16 },
     /// A jump to another page.
     Away { from: Fixup, offset: i32 },
+    /// Accesses that one look into the TLB cannot serve: each looks for itself; then on at `resume`.
+    Ungroup { from: Fixup, insns: Vec<Placed>, resume: u64, float: float::Known },
+}
+
+/// An instruction and where it is.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    offset: u16,
+    /// Steps of the block behind it.
+    steps_after: u8,
+    insn: Insn,
+}
+
+/// Accesses relative to one register that share one look into the TLB. While they are translated RCX holds what makes a
+/// host address of a guest's.
+#[derive(Debug, Clone, Copy)]
+struct Group {
+    /// The last one, as an index into the block.
+    last: usize,
+    base: u8,
+    /// Bytes that they touch, relative to the register.
+    low: i32,
+    high: i32,
+    write: bool,
 }
 
 /// An entry point that was made.
@@ -73,9 +101,11 @@ pub(crate) struct Emit<'a> {
     pub(super) offset: u16,
     /// Steps of the block behind the present instruction.
     steps_after: u8,
-    /// The block has seen to it that floating-point code may run inline.
-    pub(super) fp_checked: bool,
+    /// What the block knows of floating point.
+    float: float::Known,
     insn: u64,
+    /// The accesses that the present instruction is one of.
+    group: Option<Group>,
 }
 
 impl<'a> Emit<'a> {
@@ -90,8 +120,9 @@ impl<'a> Emit<'a> {
             end: 0,
             offset: 0,
             steps_after: 0,
-            fp_checked: false,
+            float: float::Known::default(),
             insn: 0,
+            group: None,
         }
     }
 
@@ -125,47 +156,38 @@ impl<'a> Emit<'a> {
 
     /// Translates a block; returns where its last branch falls through to.
     fn block(&mut self, offset: u16) -> Option<u16> {
-        let mut insns: Vec<(u16, Insn)> = Vec::with_capacity(BLOCK_MAX);
-        let mut at = usize::from(offset);
-        let mut straddles = false;
-        while insns.len() < BLOCK_MAX && at < PAGE as usize {
-            let Some(insn) = self.decode(at) else {
-                straddles = true;
-                break;
-            };
-            insns.push((at as u16, insn));
-            at += usize::from(insn.len);
-            if ends_block(insn.op) || at >= PAGE as usize {
-                break;
-            }
-            if (self.page.entry)(at as u16).is_some() {
-                break;
-            }
-        }
+        let (insns, at, straddles) = self.decode_block(offset);
+        self.entries.push(Entry { offset, address: self.a.here() as u32 });
         // The instruction that straddles is a step of its own; the runtime fetches it.
         let steps = insns.len() + usize::from(straddles);
-        self.entries.push(Entry { offset, address: self.a.here() as u32 });
         self.a.alu_imm(Alu::Sub, Q, BUDGET, steps as i32);
         let from = self.a.jcc(Cond::S);
         self.cold.push(Cold::Budget { from, steps: steps as u8, offset });
-        self.fp_checked = false;
-        for (i, (offset, insn)) in insns.iter().enumerate() {
-            self.offset = *offset;
-            self.steps_after = (steps - 1 - i) as u8;
-            self.insn = pack(insn);
-            self.instruction(insn);
+        self.float = float::Known::default();
+        let mut i = 0;
+        while let Some(placed) = insns.get(i) {
+            self.place_at(placed);
+            match find_group(&insns, i) {
+                Some(group) => {
+                    self.grouped(&insns[i..=group.last], group);
+                    i = group.last + 1;
+                }
+                None => {
+                    self.instruction(&placed.insn);
+                    i += 1;
+                }
+            }
         }
         self.end = self.end.max(at);
         if straddles {
             self.offset = at as u16;
             self.steps_after = 0;
             self.end = PAGE as usize;
-            // The packed form of an illegal instruction of length 4: see `Jit`'s runtime.
             self.insn = STRADDLE;
             self.step();
             return None;
         }
-        let (_, last) = insns.last()?;
+        let last = insns.last()?.insn;
         if is_branch(last.op) || !ends_block(last.op) {
             if at >= PAGE as usize {
                 self.jump_away(PAGE);
@@ -176,6 +198,52 @@ impl<'a> Emit<'a> {
         None
     }
 
+    /// The block at an offset, where it ends, and whether an instruction follows that ends on the next page.
+    fn decode_block(&self, offset: u16) -> (Vec<Placed>, usize, bool) {
+        let mut insns: Vec<Placed> = Vec::with_capacity(BLOCK_MAX);
+        let mut at = usize::from(offset);
+        let mut straddles = false;
+        while insns.len() < BLOCK_MAX && at < PAGE as usize {
+            let Some(insn) = self.decode(at) else {
+                straddles = true;
+                break;
+            };
+            insns.push(Placed { offset: at as u16, steps_after: 0, insn });
+            at += usize::from(insn.len);
+            if ends_block(insn.op) || (at < PAGE as usize && (self.page.entry)(at as u16).is_some())
+            {
+                break;
+            }
+        }
+        let behind = usize::from(straddles);
+        for (i, placed) in insns.iter_mut().rev().enumerate() {
+            placed.steps_after = (i + behind) as u8;
+        }
+        (insns, at, straddles)
+    }
+
+    /// Makes an instruction the present one.
+    fn place_at(&mut self, placed: &Placed) {
+        self.offset = placed.offset;
+        self.steps_after = placed.steps_after;
+        self.insn = pack(&placed.insn);
+    }
+
+    /// Translates a group, and for when it does not lie in one page that it may access, each instruction by itself.
+    fn grouped(&mut self, insns: &[Placed], group: Group) {
+        let float = self.float;
+        self.address(group.base, group.low);
+        let miss = self.translate_rax(group.high - group.low, group.write);
+        self.group = Some(group);
+        for placed in insns {
+            self.place_at(placed);
+            self.instruction(&placed.insn);
+        }
+        self.group = None;
+        let (insns, resume) = (insns.to_vec(), self.a.here());
+        self.cold.push(Cold::Ungroup { from: miss, insns, resume, float });
+    }
+
     fn instruction(&mut self, insn: &Insn) {
         match insn.op {
             op if is_branch(op) => self.branch(insn),
@@ -183,7 +251,7 @@ impl<'a> Emit<'a> {
             Op::Jalr => self.jalr(insn),
             // Everything is in order, and code is coherent with memory.
             Op::Fence | Op::FenceI => {}
-            _ if self.memory(insn) || self.integer(insn) => {}
+            _ if self.memory(insn) || self.integer(insn) || self.floating_point(insn) => {}
             _ => self.step(),
         }
     }
@@ -261,6 +329,8 @@ impl<'a> Emit<'a> {
     /// Leaves the present instruction to the runtime.
     pub(super) fn step(&mut self) {
         let place = self.place();
+        // It may be a CSR instruction.
+        self.float.inline = false;
         self.call_step(self.insn, place);
     }
 
@@ -277,14 +347,32 @@ impl<'a> Emit<'a> {
     }
 
     fn cold_code(&mut self) {
-        for cold in std::mem::take(&mut self.cold) {
+        let mut queue = VecDeque::from(std::mem::take(&mut self.cold));
+        while let Some(cold) = queue.pop_front() {
             match cold {
+                Cold::Ungroup { from, insns, resume, float } => {
+                    self.a.fix(from);
+                    self.float = float;
+                    for placed in insns {
+                        self.place_at(&placed);
+                        self.instruction(&placed.insn);
+                    }
+                    self.a.jmp_to(resume);
+                    queue.extend(self.cold.drain(..));
+                }
                 Cold::Step { from, insn, place, resume } => {
                     for f in from {
                         self.a.fix(f);
                     }
                     self.call_step(insn, place);
                     self.a.jmp_to(resume);
+                }
+                Cold::Guard { from, insn, place, next, resume } => {
+                    for f in from {
+                        self.a.fix(f);
+                    }
+                    self.call_step(insn, place);
+                    self.after_guard(place, next, resume);
                 }
                 Cold::Budget { from, steps, offset } => {
                     self.a.fix(from);
@@ -443,23 +531,39 @@ impl<'a> Emit<'a> {
             Op::Sd => return self.store(insn, 64),
             _ => return false,
         };
-        self.address(insn.rs1, insn.imm);
-        let miss = self.translate_rax(i32::from(bits / 8), false);
-        let (to, from) = (Self::target(insn.rd), Mem::indexed(Rax, Rcx, 0));
+        let (from, miss) = self.access(insn, i32::from(bits / 8), false);
+        let to = Self::target(insn.rd);
         match (bits, signed) {
             (64, _) => self.a.mov(Q, to, from),
             (_, true) => self.a.movsx(bits, to, from),
             (_, false) => self.a.movzx(bits, to, from),
         }
         self.put(insn.rd, to);
-        self.step_from(vec![miss]);
+        self.missed(miss);
         true
     }
 
-    fn store(&mut self, insn: &Insn, bits: u8) -> bool {
+    /// Finds the place of an access of `len` bytes at `rs1` + `imm`. With a jump that is taken when it cannot be had,
+    /// for [`Self::missed`] after the access. RDX is free afterwards.
+    pub(super) fn access(&mut self, insn: &Insn, len: i32, write: bool) -> (Mem, Option<Fixup>) {
+        if self.group.is_some() {
+            let base = self.get(insn.rs1, Rax);
+            return (Mem::indexed(base, Rcx, insn.imm), None);
+        }
         self.address(insn.rs1, insn.imm);
-        let miss = self.translate_rax(i32::from(bits / 8), true);
-        let to = Mem::indexed(Rax, Rcx, 0);
+        let miss = self.translate_rax(len, write);
+        (Mem::indexed(Rax, Rcx, 0), Some(miss))
+    }
+
+    /// Leaves the present instruction to the runtime when its access missed.
+    pub(super) fn missed(&mut self, miss: Option<Fixup>) {
+        if let Some(miss) = miss {
+            self.step_from(vec![miss]);
+        }
+    }
+
+    fn store(&mut self, insn: &Insn, bits: u8) -> bool {
+        let (to, miss) = self.access(insn, i32::from(bits / 8), true);
         let value = self.get(insn.rs2, Rdx);
         match bits {
             8 => self.a.store8(to, value),
@@ -467,8 +571,65 @@ impl<'a> Emit<'a> {
             32 => self.a.store(D, to, value),
             _ => self.a.store(Q, to, value),
         }
-        self.step_from(vec![miss]);
+        self.missed(miss);
         true
+    }
+}
+
+/// Length of an access and whether it is a store; `None` for other instructions.
+fn access_of(op: Op) -> Option<(i32, bool)> {
+    Some(match op {
+        Op::Lb | Op::Lbu => (1, false),
+        Op::Lh | Op::Lhu => (2, false),
+        Op::Lw | Op::Lwu => (4, false),
+        Op::Ld => (8, false),
+        Op::Sb => (1, true),
+        Op::Sh => (2, true),
+        Op::Sw => (4, true),
+        Op::Sd => (8, true),
+        _ => return None,
+    })
+}
+
+/// The group that begins with the instruction `first`, if it has more than one access.
+fn find_group(insns: &[Placed], first: usize) -> Option<Group> {
+    let head = insns[first].insn;
+    let (len, write) = access_of(head.op)?;
+    let mut group =
+        Group { last: first, base: head.rs1, low: head.imm, high: head.imm + len, write };
+    let mut writes_base = !write && head.rd == head.rs1;
+    for (i, placed) in insns.iter().enumerate().skip(first + 1).take(GROUP_SPAN) {
+        let insn = &placed.insn;
+        if writes_base {
+            break;
+        }
+        match access_of(insn.op) {
+            Some((len, write)) if insn.rs1 == group.base => {
+                let (low, high) = (group.low.min(insn.imm), group.high.max(insn.imm + len));
+                if high - low > GROUP_BYTES {
+                    break;
+                }
+                group = Group { last: i, low, high, write: group.write || write, ..group };
+                writes_base = !write && insn.rd == group.base;
+            }
+            None if keeps_rcx(insn) => writes_base = insn.rd == group.base,
+            _ => break,
+        }
+    }
+    (group.last > first && group.base != 0).then_some(group)
+}
+
+/// Bytes that a group touches at most: what is wider rarely lies in one page.
+const GROUP_BYTES: i32 = 512;
+/// Instructions behind the first that a group may have.
+const GROUP_SPAN: usize = 24;
+
+/// Whether the template uses neither RCX nor the runtime.
+fn keeps_rcx(insn: &Insn) -> bool {
+    match insn.op {
+        Op::Sll | Op::Srl | Op::Sra | Op::Sllw | Op::Srlw | Op::Sraw => mapped(insn.rs2).is_some(),
+        Op::Lui | Op::Mul | Op::Mulw | Op::Mulh | Op::Mulhu => true,
+        op => op >= Op::Addi && op <= Op::Sraw,
     }
 }
 
