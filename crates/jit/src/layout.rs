@@ -19,12 +19,12 @@ pub struct State<'a> {
     pub f: &'a mut [u64; 32],
     /// Caches and the present position.
     pub tables: &'a mut Tables,
-    /// Control and status registers that code reads and writes without further ado, in the order of [`Csr`].
+    /// Control and status registers, and the reservation, that code reads and writes without further ado, in the order of [`Csr`].
     pub csrs: [&'a mut u64; CSRS],
 }
 
 /// Number of [`Csr`]s.
-pub const CSRS: usize = 2;
+pub const CSRS: usize = 4;
 
 /// A register of [`State::csrs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub enum Csr {
     Mstatus,
     /// `sscratch`.
     Sscratch,
+    /// Guest physical address of the reservation, [`crate::tables::NO_RESERVATION`] when there is none.
+    ReservationGpa,
+    /// Value that the reservation's LR read, sign-extended.
+    ReservationValue,
 }
 
 /// Distances from `x[16]`.

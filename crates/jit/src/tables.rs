@@ -15,6 +15,8 @@ pub const DATA_ENTRIES: usize = 1024;
 pub const FETCH_ENTRIES: usize = 512;
 /// A tag that no address has.
 pub const NO_TAG: u64 = u64::MAX;
+/// Address of no reservation.
+pub const NO_RESERVATION: u64 = u64::MAX;
 /// Ids are below this.
 pub const IDS: u64 = 4095;
 
@@ -63,6 +65,8 @@ pub struct Tables {
     fetch_pages: [u32; FETCH_ENTRIES],
     ram_base: u64,
     ram_len: u64,
+    /// Host address of guest physical address 0, if RAM went on down to there.
+    pub(crate) ram_bias: u64,
     /// Generation of the code cache that `fetch` is of.
     pub(crate) code_generation: u64,
 }
@@ -114,18 +118,20 @@ impl Tables {
             fetch_pages: [0; FETCH_ENTRIES],
             ram_base: 0,
             ram_len: 0,
+            ram_bias: 0,
             code_generation: 0,
         }
     }
 
-    /// Binds the tables to RAM, which must not move: entries of another are dropped.
+    /// Binds the tables to RAM at a guest physical address, which must not move; entries of another are dropped.
     #[inline]
-    pub fn bind(&mut self, ram: &mut [u8]) {
+    pub fn bind(&mut self, ram: &mut [u8], gpa: u64) {
         let (base, len) = (ram.as_mut_ptr() as u64, ram.len() as u64);
         if (self.ram_base, self.ram_len) != (base, len) {
             self.flush();
             (self.ram_base, self.ram_len) = (base, len);
         }
+        self.ram_bias = base.wrapping_sub(gpa);
     }
 
     /// Whether these tables are bound to this RAM.
@@ -279,7 +285,7 @@ mod tests {
     fn entries_serve_their_context_and_their_page_alone() {
         let mut ram = vec![0u8; 4 * 4096];
         let mut t = Tables::new();
-        t.bind(&mut ram);
+        t.bind(&mut ram, 0x8000_0000);
         t.set_ids(7, 7);
         t.insert(0x5000, 0x1000, true, false);
         assert_eq!(t.read_offset(0x5ff8, 8), Some(0x1ff8));

@@ -7,6 +7,7 @@
 //! - INV-EMIT-3: code depends on the page's contents and on offsets within the page, never on its virtual or physical
 //!   address: every mapping of the page shares it.
 
+mod atomic;
 mod float;
 mod integer;
 
@@ -252,6 +253,7 @@ impl<'a> Emit<'a> {
             // Everything is in order, and code is coherent with memory.
             Op::Fence | Op::FenceI => {}
             _ if self.memory(insn) || self.integer(insn) || self.floating_point(insn) => {}
+            _ if self.atomic(insn) => {}
             _ => self.step(),
         }
     }

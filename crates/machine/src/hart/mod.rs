@@ -12,6 +12,7 @@ pub mod csr;
 pub mod pmp;
 
 use jit::Tables;
+use jit::tables::NO_RESERVATION;
 use serde::{Deserialize, Serialize};
 
 use self::pmp::Pmp;
@@ -177,8 +178,10 @@ pub struct Hart {
     pub csr: Csrs,
     /// Physical memory protection.
     pub pmp: Pmp,
-    /// Reservation of an LR.
-    pub reservation: Option<Reservation>,
+    /// Address of the reservation of an LR, [`NO_RESERVATION`] when there is none.
+    pub(crate) reservation_gpa: u64,
+    /// Value that the LR read; without a reservation it means nothing.
+    pub(crate) reservation_value: u64,
     /// Stalled in WFI.
     pub waiting: bool,
     /// HSM state.
@@ -210,13 +213,33 @@ impl Hart {
             mode: Mode::Machine,
             csr,
             pmp: Pmp::default(),
-            reservation: None,
+            reservation_gpa: NO_RESERVATION,
+            reservation_value: 0,
             waiting: false,
             state: HartState::Started,
             steps: 0,
             lines: 0,
             tables: Tables::new(),
         }
+    }
+
+    /// The reservation of an LR.
+    #[must_use]
+    pub fn reservation(&self) -> Option<Reservation> {
+        let (gpa, value) = (self.reservation_gpa, self.reservation_value);
+        (gpa != NO_RESERVATION).then_some(Reservation { gpa, value })
+    }
+
+    /// An LR reads.
+    pub fn reserve(&mut self, reservation: Reservation) {
+        (self.reservation_gpa, self.reservation_value) = (reservation.gpa, reservation.value);
+    }
+
+    /// Ends the reservation; says what it was.
+    pub fn take_reservation(&mut self) -> Option<Reservation> {
+        let reservation = self.reservation();
+        self.reservation_gpa = NO_RESERVATION;
+        reservation
     }
 
     /// Whether `stimecmp` drives STIP (Sstc, enabled by `menvcfg.STCE`).
@@ -270,7 +293,7 @@ impl Hart {
     }
 
     fn enter_handler(&mut self, to_supervisor: bool, cause: u64, tval: u64) {
-        self.reservation = None;
+        self.reservation_gpa = NO_RESERVATION;
         let c = &mut self.csr;
         let vector = |tvec: u64| {
             let offset =
@@ -302,7 +325,7 @@ impl Hart {
 
     /// MRET. The caller has checked the mode.
     pub fn mret(&mut self) {
-        self.reservation = None;
+        self.reservation_gpa = NO_RESERVATION;
         let c = &mut self.csr;
         let to = Mode::from_bits(c.mstatus >> mstatus::MPP_SHIFT);
         let mie = if c.mstatus & mstatus::MPIE != 0 { mstatus::MIE } else { 0 };
@@ -316,7 +339,7 @@ impl Hart {
 
     /// SRET. The caller has checked the mode.
     pub fn sret(&mut self) {
-        self.reservation = None;
+        self.reservation_gpa = NO_RESERVATION;
         let c = &mut self.csr;
         let to = if c.mstatus & mstatus::SPP != 0 { Mode::Supervisor } else { Mode::User };
         let sie = if c.mstatus & mstatus::SPIE != 0 { mstatus::SIE } else { 0 };
@@ -359,7 +382,7 @@ impl Hart {
             mode: self.mode,
             csr: self.csr.clone(),
             pmp: self.pmp.clone(),
-            reservation: self.reservation,
+            reservation: self.reservation(),
             waiting: self.waiting,
             state: self.state,
             steps: self.steps,
@@ -380,7 +403,9 @@ impl Hart {
         hart.mode = saved.mode;
         hart.csr = saved.csr.clone();
         hart.pmp = saved.pmp.clone();
-        hart.reservation = saved.reservation;
+        if let Some(reservation) = saved.reservation {
+            hart.reserve(reservation);
+        }
         hart.waiting = saved.waiting;
         hart.state = saved.state;
         hart.steps = saved.steps;

@@ -33,11 +33,11 @@ impl Core<'_, '_> {
         let operand = self.hart.x[usize::from(insn.rs2 & 31)];
         let (result, store) = match insn.op {
             Op::LrW | Op::LrD => {
-                self.hart.reservation = Some(Reservation { gpa, value: old });
+                self.hart.reserve(Reservation { gpa, value: old });
                 (old, None)
             }
             Op::ScW | Op::ScD => {
-                let held = self.hart.reservation.take() == Some(Reservation { gpa, value: old });
+                let held = self.hart.take_reservation() == Some(Reservation { gpa, value: old });
                 (u64::from(!held), held.then_some(operand))
             }
             op => (old, Some(combine(op, old, operand))),

@@ -36,7 +36,12 @@ fn hart_state(hart: &mut Hart) -> State<'_> {
         x: &mut hart.x,
         f: &mut hart.f,
         tables: &mut hart.tables,
-        csrs: [&mut hart.csr.mstatus, &mut hart.csr.sscratch],
+        csrs: [
+            &mut hart.csr.mstatus,
+            &mut hart.csr.sscratch,
+            &mut hart.reservation_gpa,
+            &mut hart.reservation_value,
+        ],
     }
 }
 

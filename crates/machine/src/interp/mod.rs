@@ -35,7 +35,7 @@ use crate::clock::Clock;
 use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::Hart;
 use crate::io::Output;
-use crate::ram::GuestRam;
+use crate::ram::{GuestRam, RAM_BASE};
 
 use self::code::CodeCache;
 use self::mem::Tlb;
@@ -115,7 +115,7 @@ impl Interp {
 
     /// Runs `hart` for at most `budget` steps; returns how many it made and why it stopped.
     pub fn run(&mut self, hart: &mut Hart, bus: &mut Bus<'_>, budget: u64) -> (u64, RunEnd) {
-        hart.tables.bind(bus.ram.bytes_mut());
+        hart.tables.bind(bus.ram.bytes_mut(), RAM_BASE);
         if self.wants_jit && self.jit.is_none() {
             self.jit = dispatch::new_jit(hart, bus.ram, self.config).map(Box::new);
             self.wants_jit = self.jit.is_some();

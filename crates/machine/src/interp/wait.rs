@@ -12,7 +12,7 @@ use super::run::{Core, Next};
 impl Core<'_, '_> {
     /// `wrs.nto` and `wrs.sto`: with something to wait for, it is another hart's turn to change it.
     pub(super) fn wait_on_reservation(&mut self) -> Next {
-        let reserved = self.hart.reservation.take().is_some();
+        let reserved = self.hart.take_reservation().is_some();
         if reserved && self.bus.smp { Next::Yield } else { Next::Plain }
     }
 }

@@ -107,9 +107,9 @@ fn register_differences(out: &mut String, a: &Hart, b: &Hart) {
             let _ = writeln!(out, "  hart {} {name}: {} {}", a.id, hex(x), hex(y));
         }
     }
-    if a.reservation != b.reservation || a.waiting != b.waiting || a.pmp != b.pmp {
-        let _ =
-            writeln!(out, "  hart {}: reservation {:x?} {:x?}", a.id, a.reservation, b.reservation);
+    if a.reservation() != b.reservation() || a.waiting != b.waiting || a.pmp != b.pmp {
+        let (x, y) = (a.reservation(), b.reservation());
+        let _ = writeln!(out, "  hart {}: reservation {x:x?} {y:x?}", a.id);
         let _ = writeln!(
             out,
             "  hart {}: waiting {} {}, same PMP {}",
