@@ -51,7 +51,6 @@ impl Core<'_, '_> {
         // Where a run begins need not be the start of a block: what begins there is not worth code.
         let mut is_head = false;
         let mut link = None;
-        self.sync_fp();
         while self.steps < budget {
             if self.bus.stop.load(Ordering::Relaxed) && self.steps != 0 {
                 return RunEnd::Attention;
@@ -90,6 +89,7 @@ impl Core<'_, '_> {
             }
             let slice = (budget - self.steps).min(SLICE);
             self.entered_budget = self.steps + slice;
+            self.sync_fp();
             let (left, exit) = jit.enter(self, entry, pc, slice);
             self.steps = self.entered_budget - left;
             match exit {
