@@ -404,6 +404,12 @@ impl Asm {
         self.vex(2, pp, size, 0xf7, reg as u8, by as u8, rm.into());
     }
 
+    /// RORX: `reg = rm rotated right by a constant`. Flags stay.
+    pub(crate) fn rorx(&mut self, size: Size, reg: Reg, rm: impl Into<Rm>, by: u8) {
+        self.vex(3, 3, size, 0xf0, reg as u8, 0, rm.into());
+        self.byte(by);
+    }
+
     /// `andn reg, not, rm`: `reg = !not & rm`.
     pub(crate) fn andn(&mut self, size: Size, reg: Reg, not: Reg, rm: impl Into<Rm>) {
         self.vex(2, 0, size, 0xf2, reg as u8, not as u8, rm.into());
@@ -581,11 +587,16 @@ impl Asm {
         self.sse_map(prefix, &[0x0f, 0x38, op], D, xmm, operand);
     }
 
+    /// An SSE instruction `66 0F 3A op xmm, operand, imm`; with a general-purpose operand `size` is that operand's.
+    pub(crate) fn sse3a(&mut self, op: u8, size: Size, xmm: u8, operand: Xm, imm: u8) {
+        self.sse_map(Sse::P66, &[0x0f, 0x3a, op], size, xmm, operand);
+        self.byte(imm);
+    }
+
     /// ROUNDSS or ROUNDSD: rounds to an integer in the way that `mode` says.
     pub(crate) fn round(&mut self, double: bool, xmm: u8, from: u8, mode: u8) {
         let op = if double { 0x0b } else { 0x0a };
-        self.sse_map(Sse::P66, &[0x0f, 0x3a, op], D, xmm, Xm::Xmm(from));
-        self.byte(mode);
+        self.sse3a(op, D, xmm, Xm::Xmm(from), mode);
     }
 
     fn sse_map(&mut self, prefix: Sse, op: &[u8], size: Size, xmm: u8, operand: Xm) {

@@ -7,6 +7,7 @@
 
 use crate::arena::Arena;
 use crate::emit::{Emit, Page};
+use crate::features::Features;
 use crate::layout::{Layout, State};
 use crate::stubs::Stubs;
 use crate::tables::Tables;
@@ -68,6 +69,7 @@ pub struct Jit {
     arena: Arena,
     pub(crate) layout: Layout,
     pub(crate) stubs: Stubs,
+    features: Features,
     by_page: Vec<u32>,
     pages: Vec<Option<PageCode>>,
     free: Vec<u32>,
@@ -90,14 +92,7 @@ impl Jit {
     /// A translator for harts laid out as this one, with RAM of `ram_pages` pages; `None` when this host cannot have one.
     #[must_use]
     pub fn new(state: &State<'_>, ram_pages: u32, code_bytes: usize) -> Option<Self> {
-        let has = std::arch::is_x86_feature_detected!("bmi2")
-            && std::arch::is_x86_feature_detected!("bmi1")
-            && std::arch::is_x86_feature_detected!("fma")
-            && std::arch::is_x86_feature_detected!("lzcnt")
-            && std::arch::is_x86_feature_detected!("popcnt");
-        if !has {
-            return None;
-        }
+        let features = Features::detect()?;
         let layout = Layout::of(state)?;
         let chunks = (code_bytes / (2 * CODE_MAX)).clamp(2, CHUNKS_MAX);
         let chunk = (code_bytes / chunks).clamp(2 * CODE_MAX, 16 << 20).next_multiple_of(4096);
@@ -109,6 +104,7 @@ impl Jit {
             arena,
             layout,
             stubs,
+            features,
             by_page: vec![0; ram_pages as usize],
             pages: Vec::new(),
             free: Vec::new(),
@@ -194,7 +190,7 @@ impl Jit {
         let code = self.pages[slot].as_ref().expect("the slot was just made");
         let entry = |offset| self.entry_in(code, offset);
         let page = Page { bytes, entry: &entry };
-        let mut emit = Emit::new(base, &self.layout, &self.stubs, page);
+        let mut emit = Emit::new(base, &self.layout, &self.stubs, self.features, page);
         emit.translate(offset);
         let (end, entries, host) = (emit.end.min(4096), emit.entries, emit.a.code);
         assert!(host.len() <= CODE_MAX, "one translation is bounded");

@@ -32,6 +32,8 @@ mod emit;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod enter;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod features;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod layout;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pack;

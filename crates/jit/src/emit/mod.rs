@@ -8,6 +8,8 @@
 //!   address: every mapping of the page shares it.
 
 mod atomic;
+mod bits;
+mod crypto;
 mod float;
 mod integer;
 
@@ -17,6 +19,7 @@ use std::mem::offset_of;
 use isa::{Insn, Op};
 
 use crate::asm::{Alu, Asm, Cond, Fixup, Mem, Reg, Rm, Shift, Size};
+use crate::features::Features;
 use crate::layout::{ADD, BUDGET, Layout, READ, WRITE, mapped};
 use crate::pack::pack;
 use crate::stubs::{self, Stubs};
@@ -92,6 +95,7 @@ pub(crate) struct Emit<'a> {
     pub(super) a: Asm,
     pub(super) layout: &'a Layout,
     stubs: &'a Stubs,
+    features: Features,
     page: Page<'a>,
     cold: Vec<Cold>,
     /// Entry points made in this go.
@@ -110,11 +114,18 @@ pub(crate) struct Emit<'a> {
 }
 
 impl<'a> Emit<'a> {
-    pub(crate) fn new(base: u64, layout: &'a Layout, stubs: &'a Stubs, page: Page<'a>) -> Self {
+    pub(crate) fn new(
+        base: u64,
+        layout: &'a Layout,
+        stubs: &'a Stubs,
+        features: Features,
+        page: Page<'a>,
+    ) -> Self {
         Self {
             a: Asm::new(base),
             layout,
             stubs,
+            features,
             page,
             cold: Vec::new(),
             entries: Vec::new(),
@@ -253,7 +264,7 @@ impl<'a> Emit<'a> {
             // Everything is in order, and code is coherent with memory.
             Op::Fence | Op::FenceI => {}
             _ if self.memory(insn) || self.integer(insn) || self.floating_point(insn) => {}
-            _ if self.atomic(insn) => {}
+            _ if self.atomic(insn) || self.bits(insn) || self.cryptography(insn) => {}
             _ => self.step(),
         }
     }

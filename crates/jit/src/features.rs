@@ -1,0 +1,25 @@
+//! What this host's processor can do.
+
+/// Extensions of x86-64 that generated code uses where they are; the others that it uses it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Features {
+    /// AES-NI.
+    pub(crate) aes: bool,
+    /// PCLMULQDQ.
+    pub(crate) clmul: bool,
+}
+
+impl Features {
+    /// Asks the processor; `None` when it lacks what generated code needs: FMA, which brings SSE up to 4.2, and the
+    /// instructions on bits.
+    pub(crate) fn detect() -> Option<Self> {
+        use std::arch::is_x86_feature_detected as has;
+        let suffices = has!("fma")
+            && has!("sse4.2")
+            && has!("bmi1")
+            && has!("bmi2")
+            && has!("lzcnt")
+            && has!("popcnt");
+        suffices.then(|| Self { aes: has!("aes"), clmul: has!("pclmulqdq") })
+    }
+}
