@@ -62,6 +62,13 @@ pub(crate) enum Rm {
     Mem(Mem),
 }
 
+impl Rm {
+    /// Whether it is a register whose low byte is named with a REX prefix alone.
+    fn is_odd_byte(self) -> bool {
+        matches!(self, Self::Reg(r) if (4..8).contains(&(r as u8)))
+    }
+}
+
 impl From<Reg> for Rm {
     fn from(r: Reg) -> Self {
         Self::Reg(r)
@@ -218,8 +225,7 @@ impl Asm {
             Rm::Mem(m) => (m.index.map_or(0, |(i, _)| (i as u8 >> 3) << 1), m.base as u8),
         };
         rex |= u8::from(size == Q) << 3 | (reg >> 3) << 2 | base >> 3;
-        let rm_is_odd_byte = matches!(rm, Rm::Reg(r) if (4..8).contains(&(r as u8)));
-        let odd_byte = byte_reg && ((4..8).contains(&reg) || rm_is_odd_byte);
+        let odd_byte = byte_reg && ((4..8).contains(&reg) || rm.is_odd_byte());
         if rex != 0 || odd_byte {
             self.byte(0x40 | rex);
         }
@@ -357,7 +363,7 @@ impl Asm {
     pub(crate) fn movzx(&mut self, bits: u8, reg: Reg, rm: impl Into<Rm>) {
         let rm = rm.into();
         match bits {
-            8 => self.modrm(D, &[0x0f, 0xb6], reg as u8, rm, matches!(rm, Rm::Reg(_))),
+            8 => self.modrm(D, &[0x0f, 0xb6], reg as u8, rm, rm.is_odd_byte()),
             16 => self.modrm(D, &[0x0f, 0xb7], reg as u8, rm, false),
             _ => self.modrm(D, &[0x8b], reg as u8, rm, false),
         }
@@ -367,7 +373,7 @@ impl Asm {
     pub(crate) fn movsx(&mut self, bits: u8, reg: Reg, rm: impl Into<Rm>) {
         let rm = rm.into();
         match bits {
-            8 => self.modrm(Q, &[0x0f, 0xbe], reg as u8, rm, matches!(rm, Rm::Reg(_))),
+            8 => self.modrm(Q, &[0x0f, 0xbe], reg as u8, rm, rm.is_odd_byte()),
             16 => self.modrm(Q, &[0x0f, 0xbf], reg as u8, rm, false),
             _ => self.modrm(Q, &[0x63], reg as u8, rm, false),
         }
@@ -620,3 +626,6 @@ const XMM_AS_REG: [Reg; 16] = {
     use Reg::*;
     [Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15]
 };
+
+#[cfg(test)]
+mod tests;

@@ -246,7 +246,7 @@ fn atomics(seed: u64, blocks: usize) {
     }
     let mut pair = Pair::new(&groups);
     let last = pair.blocks[blocks - 1];
-    let behind = last.0 + 4 * last.1 + 8 & !7;
+    let behind = (last.0 + 4 * last.1 + 8) & !7;
     for _ in 0..30 {
         map(&mut pair.reference);
         map(&mut pair.tested);
