@@ -99,6 +99,16 @@ pub(crate) struct Summary {
     pub(crate) evictions: u64,
 }
 
+impl Summary {
+    /// Adds another pair's.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.stops += other.stops;
+        self.blocks += other.blocks;
+        self.evictions += other.evictions;
+    }
+}
+
 fn segment_rng(seed: u64, number: u64, role: u64) -> Rng {
     let mut rng = Rng::new(seed.wrapping_mul(0x9e37) ^ number << 32 ^ role << 56);
     rng.next();

@@ -2,7 +2,7 @@
 
 use crate::asm::*;
 use crate::fuzz::generate::{Gen, Site};
-use crate::fuzz::layout::{self, CHAOS, CLINT, DATA, DATA_BYTES, PLIC, UART};
+use crate::fuzz::layout::{self, CHAOS, CLINT, DATA, DATA_BYTES, PLIC, UART, USER};
 use crate::fuzz::theme::Kind;
 
 /// CSRs that may be read, some of which do not exist or belong to higher modes.
@@ -46,6 +46,7 @@ impl Gen<'_> {
             Kind::Walk => self.walk(),
             Kind::Frame => self.frame(),
             Kind::Device => self.device(),
+            Kind::Operands => self.operands(),
             Kind::Patch => self.patch(),
             Kind::WrittenCode => self.written_code(),
             Kind::Float => self.float(),
@@ -247,13 +248,16 @@ impl Gen<'_> {
             Some(site) => self.code.place(at, site.gpa),
             None => self.code.address(at, target),
         }
+        let straddles = self.rng.one_in(8);
         match self.rng.below(6) {
             // Turns between two words, so that each round of a loop runs another.
             0..=2 => {
                 let mask = self.temp();
                 self.load_constant(mask, u64::from(words[0] ^ words[1]));
                 let xor = r(0x33, 4, 0, value, value, mask);
-                self.code.words(&[i(0x03, 2, value, at, 0), xor, s(0x23, 2, at, value, 0)]);
+                self.code.words(&[i(0x03, 2, value, at, 0), xor]);
+                self.straddle(straddles);
+                self.code.word(s(0x23, 2, at, value, 0));
             }
             3 => {
                 self.load_constant(value, u64::from(words[1]));
@@ -273,7 +277,9 @@ impl Gen<'_> {
                 let f = self.rng.bits(5);
                 let store = self.rng.pick(&[s(0x23, 2, at, value, 0), s(0x27, 2, at, f, 0)]);
                 let moved = r(0x53, 0, 0x79, f, value, 0); // fmv.d.x
-                self.code.words(&[moved, store]);
+                self.code.word(moved);
+                self.straddle(straddles);
+                self.code.word(store);
             }
         }
         match self.rng.below(3) {
@@ -305,6 +311,75 @@ impl Gen<'_> {
         }
     }
 
+    /// Lets the next instruction lie across the end of the page, if that is wanted.
+    fn straddle(&mut self, wanted: bool) {
+        let gap = (0xffe - self.code.here() as i64).rem_euclid(0x1000) as u64;
+        if !wanted || gap < 4 || self.code.here() + gap > layout::CODE + layout::CODE_BYTES - 0x3000
+        {
+            return;
+        }
+        let to = self.code.label();
+        self.code.jal(0, to);
+        (4..gap).step_by(2).for_each(|_| self.code.half(0));
+        self.code.bind(to);
+    }
+
+    /// Computes with one pair or triple of operands from the data after the other.
+    fn operands(&mut self) {
+        let (base, counter) = (self.temp(), self.temp());
+        let is_float = self.theme.has(Kind::Float)
+            && (!self.theme.has(Kind::Arithmetic) || self.rng.one_in(2));
+        let place = DATA + 8 * self.rng.below(DATA_BYTES / 16);
+        let rounds = self.rng.pick(&[20, 100, 500]);
+        self.code.place(base, place);
+        self.code.word(addi(counter, 0, rounds));
+        let top = self.code.mark();
+        if is_float {
+            let f: [u32; 4] = std::array::from_fn(|_| self.rng.bits(5));
+            let width = self.rng.pick(&[2, 3]);
+            for (k, &f) in (0..3).zip(&f) {
+                self.code.word(i(0x07, width, f, base, 8 * k));
+            }
+            for _ in 0..=self.rng.below(3) {
+                let word = self.float_word();
+                if self.locked >> (word >> 7 & 31) & 1 == 0 && word >> 7 & 31 != 2 {
+                    let fields = f[1] << 15 | f[2] << 20;
+                    let is_binary =
+                        isa::decode(word & !0x01ff_8000 | fields).op == isa::decode(word).op;
+                    self.code.word(if is_binary { word & !0x01ff_8000 | fields } else { word });
+                }
+            }
+            let flags = self.dest();
+            self.code.word(csr(5, flags, 1, 0));
+        } else {
+            let (a, b) = (self.temp(), self.temp());
+            self.code.words(&[ld(a, base, 0), ld(b, base, 8)]);
+            for _ in 0..=self.rng.below(3) {
+                let form = if self.rng.one_in(2) {
+                    self.pick_form(&self.ops.muldiv)
+                } else {
+                    self.pick_form(&self.ops.integer)
+                };
+                let rd = self.dest();
+                let word = form.with(self.rng, rd, a, b);
+                self.code.word(word);
+            }
+        }
+        self.code.words(&[addi(base, base, 8), addi(counter, counter, -1)]);
+        self.code.branch(1, counter, 0, top);
+    }
+
+    /// A floating-point instruction in a rounding mode that mostly exists.
+    fn float_word(&mut self) -> u32 {
+        let form = self.pick_form(&self.ops.float);
+        let word = form.word(self.rng);
+        if !form.has_rounding() {
+            return word;
+        }
+        let mode = self.rng.pick(&[0, 1, 2, 3, 4, 7, 7, 7, 7, 7, 7, self.rng.clone().bits(3)]);
+        word & !0x7000 | mode << 12
+    }
+
     /// Floating point with fresh operands and whatever is there.
     fn float(&mut self) {
         let base = self.temp();
@@ -317,13 +392,7 @@ impl Gen<'_> {
             self.code.word(i(0x07, f3, f, base, 8 * k));
         }
         for _ in 0..2 + self.rng.below(6) {
-            let form = self.pick_form(&self.ops.float);
-            let mut word = form.word(self.rng);
-            if form.has_rounding() {
-                word = word & !0x7000
-                    | self.rng.pick(&[0, 1, 2, 3, 4, 7, 7, 7, 7, 7, 7, self.rng.clone().bits(3)])
-                        << 12;
-            }
+            let word = self.float_word();
             if self.locked >> (word >> 7 & 31) & 1 != 0 || word >> 7 & 31 == 2 {
                 continue; // it may be an integer register
             }
@@ -525,11 +594,10 @@ impl Gen<'_> {
                 s(0x23, 0, at, value, 0),
             ]),
             _ => {
-                self.code.words(&[
-                    ld(value, at, 0),
-                    r(0x33, 4, 0, value, value, mask),
-                    sd(value, at, 0),
-                ]);
+                self.code.words(&[ld(value, at, 0), r(0x33, 4, 0, value, value, mask)]);
+                let straddles = self.rng.one_in(8);
+                self.straddle(straddles);
+                self.code.word(sd(value, at, 0));
             }
         }
         self.maybe_fence();
@@ -554,7 +622,10 @@ impl Gen<'_> {
     /// Goes on in another address space.
     fn space(&mut self) {
         let t = self.temp();
-        let satp = self.rng.pick(&layout::satps());
+        let mut satp = self.rng.pick(&layout::satps());
+        if satp != 0 && self.rng.one_in(3) {
+            satp ^= self.rng.below(64) << 44; // more spaces than engines know at a time
+        }
         self.load_constant(t, satp);
         let rd = self.dest();
         self.code.word(csr(1, rd, 0x180, t));
@@ -596,10 +667,18 @@ impl Gen<'_> {
         self.code.word(csr(f3, 0, status, t));
         let place = self.data_place();
         self.code.place(at, place);
+        if self.rng.one_in(2) {
+            // From S-mode's window to U-mode's.
+            let distance = self.temp();
+            self.code.words(&[lui(distance, (USER >> 12) as u32), r(0x33, 0, 0, at, at, distance)]);
+        }
         self.access(at, 0);
-        self.chaos();
+        if self.rng.one_in(2) {
+            self.chaos();
+        }
         if self.rng.one_in(2) {
             self.code.word(csr(5 - f3, 0, status, t));
+            self.access(at, 0);
         }
     }
 

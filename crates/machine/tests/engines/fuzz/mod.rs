@@ -3,6 +3,7 @@
 //! A program is a function of a theme and a seed; how it is run (where it stops, what is done to the machine there) is
 //! one of the seed alone, so that a seed reproduces everything.
 
+pub(crate) mod cases;
 pub(crate) mod check;
 pub(crate) mod code;
 mod fragments;

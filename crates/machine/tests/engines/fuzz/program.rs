@@ -172,6 +172,7 @@ impl Program {
     pub(crate) fn restart(&self, m: &mut Machine, rng: &mut Rng) {
         for hart in m.harts_mut() {
             hart.pc = BASE;
+            hart.waiting = false;
             hart.mode = Mode::Machine;
             hart.csr.mcause = cause::INTERRUPT | 7;
             hart.csr.mepc = 0;

@@ -12,6 +12,7 @@ pub(crate) enum Kind {
     Wild,
     Table,
     Arithmetic,
+    Operands,
     Memory,
     Walk,
     Frame,
@@ -85,7 +86,7 @@ use Kind::*;
 pub(crate) const THEMES: &[Theme] = &[
     Theme {
         name: "integer",
-        weights: &[(Plain, 4), (Arithmetic, 2)],
+        weights: &[(Plain, 4), (Arithmetic, 2), (Operands, 3)],
         harts: &[1],
         modes: [1, 0, 0, 0, 0],
         fragments: 8,
@@ -99,7 +100,7 @@ pub(crate) const THEMES: &[Theme] = &[
     },
     Theme {
         name: "float",
-        weights: &[(Float, 10), (FloatStatus, 4), (Frame, 1)],
+        weights: &[(Float, 10), (Operands, 10), (FloatStatus, 4), (Frame, 1)],
         harts: &[1],
         modes: [2, 0, 1, 1, 1],
         fragments: 7,
@@ -171,6 +172,7 @@ pub(crate) const THEMES: &[Theme] = &[
         name: "all",
         weights: &[
             (Arithmetic, 1),
+            (Operands, 1),
             (Memory, 2),
             (Walk, 1),
             (Frame, 1),
