@@ -24,7 +24,7 @@ pub struct State<'a> {
 }
 
 /// Number of [`Csr`]s.
-pub const CSRS: usize = 4;
+pub const CSRS: usize = 10;
 
 /// A register of [`State::csrs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,18 @@ pub enum Csr {
     Mstatus,
     /// `sscratch`.
     Sscratch,
+    /// `sepc`.
+    Sepc,
+    /// `scause`.
+    Scause,
+    /// `stval`.
+    Stval,
+    /// `mie`.
+    Mie,
+    /// Bits of `mip` that software sets.
+    MipSoft,
+    /// Bits of `mip` that devices and timers set.
+    Lines,
     /// Guest physical address of the reservation, [`crate::tables::NO_RESERVATION`] when there is none.
     ReservationGpa,
     /// Value that the reservation's LR read, sign-extended.

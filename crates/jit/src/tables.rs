@@ -59,7 +59,12 @@ pub struct Tables {
     pub(crate) host_mxcsr: u32,
     /// 1 when floating-point code may run inline: state is dirty and the dynamic rounding mode is one of the host's.
     pub(crate) fp_inline: u32,
-    pub(crate) scratch: u32,
+    /// 1 when the dynamic rounding mode is one of the host's.
+    pub(crate) frm_inline: u32,
+    /// 1 when supervisor registers may be used inline: in S-mode, without MPRV or TVM.
+    pub(crate) csr_inline: u32,
+    /// Id of data accesses in S-mode without SUM; with SUM it is the next one.
+    pub(crate) supervisor_id: u64,
     pub(crate) data: [DataEntry; DATA_ENTRIES],
     pub(crate) fetch: [FetchEntry; FETCH_ENTRIES],
     fetch_pages: [u32; FETCH_ENTRIES],
@@ -112,7 +117,9 @@ impl Tables {
             mxcsr: MXCSR,
             host_mxcsr: MXCSR,
             fp_inline: 0,
-            scratch: 0,
+            frm_inline: 0,
+            csr_inline: 0,
+            supervisor_id: 0,
             data: [NO_DATA; DATA_ENTRIES],
             fetch: [NO_FETCH; FETCH_ENTRIES],
             fetch_pages: [0; FETCH_ENTRIES],
@@ -144,6 +151,14 @@ impl Tables {
     pub fn set_ids(&mut self, data: u64, fetch: u64) {
         self.data_id = data;
         self.fetch_id = fetch;
+    }
+
+    /// Says whether the hart is in S-mode with nothing that makes its registers or accesses special, and the id of its data
+    /// accesses without SUM; the next id is that with SUM.
+    #[inline]
+    pub fn set_supervisor(&mut self, plain: bool, id: u64) {
+        self.csr_inline = u32::from(plain);
+        self.supervisor_id = id;
     }
 
     /// The context of fetches.
@@ -273,6 +288,7 @@ impl Tables {
             _ => None,
         };
         self.mxcsr = self.mxcsr & !0x6000 | rc.unwrap_or(0) << 13;
+        self.frm_inline = u32::from(rc.is_some());
         self.fp_inline = u32::from(rc.is_some() && dirty);
     }
 }

@@ -17,7 +17,7 @@ fn main() {
     let engine = args.get(6).map(|name| name.parse().expect("interpreter or jit"));
     let config = MachineConfig {
         harts,
-        ram_size: 512 << 20,
+        ram_size: 1 << 30,
         nets: vec![],
         disks: vec![],
         consoles: 0,

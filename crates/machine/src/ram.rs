@@ -63,6 +63,8 @@ pub struct GuestRam {
     bytes: Vec<u8>,
     flags: Vec<u8>,
     pt_gen: Vec<u32>,
+    /// `protect_gen` when permission to write to the page was last given.
+    granted: Vec<u32>,
     code_map: Vec<u64>,
     hash: Vec<u64>,
     sum: u64,
@@ -104,6 +106,7 @@ impl GuestRam {
             bytes: vec![0; size],
             flags: vec![CLEAN; pages],
             pt_gen: vec![0; pages],
+            granted: vec![0; pages],
             code_map: vec![0; pages],
             hash: vec![0; pages],
             sum: 0,
@@ -270,6 +273,22 @@ impl GuestRam {
         self.flags[page as usize] == 0 && self.pt_gen[page as usize] != self.translation_gen
     }
 
+    /// Notes that the engine holds a permission to write to this page, until `protect_gen` changes.
+    #[inline]
+    pub fn grant_write(&mut self, page: u32) {
+        self.granted[page as usize] = self.protect_gen;
+    }
+
+    /// The engine gave up what permissions to write to this page it had.
+    #[inline]
+    pub fn revoke_write(&mut self, page: u32) {
+        self.granted[page as usize] = self.protect_gen.wrapping_sub(1);
+    }
+
+    fn is_granted(&self, page: usize) -> bool {
+        self.granted[page] == self.protect_gen
+    }
+
     /// Raised when a change of memory made translations stale: the engine drops every cached translation.
     #[inline]
     #[must_use]
@@ -284,13 +303,13 @@ impl GuestRam {
         self.protect_gen
     }
 
-    /// Notes that a page-table walk read a valid PTE in `page`. Returns true when writes to the page were fast until
-    /// now, so that the engine must drop cached permissions to write to it.
+    /// Notes that a page-table walk read a valid PTE in `page`. Returns true when the engine must drop cached permissions
+    /// to write to the page.
     pub fn mark_page_table(&mut self, page: u32) -> bool {
         let p = page as usize;
         let was_fast = self.is_fast_writable(page);
         self.pt_gen[p] = self.translation_gen;
-        was_fast
+        was_fast && self.is_granted(p)
     }
 
     /// Sets accessed and dirty bits in a valid PTE, as the walker does: adding them makes no translation stale.
@@ -307,14 +326,14 @@ impl GuestRam {
         self.protect_gen = self.protect_gen.wrapping_add(1);
     }
 
-    /// Notes that instructions were decoded from `[start, start+len)` of `page`. Returns true when writes to the page
-    /// were fast until now, so that the engine must drop cached permissions to write to it.
+    /// Notes that instructions were decoded from `[start, start+len)` of `page`. Returns true when the engine must drop
+    /// cached permissions to write to it.
     pub fn mark_code(&mut self, page: u32, start: usize, len: usize) -> bool {
         let p = page as usize;
         let was_fast = self.is_fast_writable(page);
         self.flags[p] |= CODE;
         self.code_map[p] |= granules(start, len);
-        was_fast
+        was_fast && self.is_granted(p)
     }
 
     /// The engine dropped what it had decoded from `page`.

@@ -10,6 +10,7 @@
 mod atomic;
 mod bits;
 mod crypto;
+mod csr;
 mod float;
 mod integer;
 
@@ -265,6 +266,7 @@ impl<'a> Emit<'a> {
             Op::Fence | Op::FenceI => {}
             _ if self.memory(insn) || self.integer(insn) || self.floating_point(insn) => {}
             _ if self.atomic(insn) || self.bits(insn) || self.cryptography(insn) => {}
+            _ if self.control(insn) => {}
             _ => self.step(),
         }
     }

@@ -39,6 +39,12 @@ fn hart_state(hart: &mut Hart) -> State<'_> {
         csrs: [
             &mut hart.csr.mstatus,
             &mut hart.csr.sscratch,
+            &mut hart.csr.sepc,
+            &mut hart.csr.scause,
+            &mut hart.csr.stval,
+            &mut hart.csr.mie,
+            &mut hart.csr.mip_soft,
+            &mut hart.lines,
             &mut hart.reservation_gpa,
             &mut hart.reservation_value,
         ],

@@ -16,7 +16,7 @@ use super::run::Core;
 /// Entries of the second-level TLB.
 const SECOND: usize = 1 << 14;
 /// Entries of the TLB for fetches by the interpreter.
-const CODE: usize = 256;
+const CODE: usize = 1024;
 /// Contexts of one address space: U, S without SUM, S with SUM. M-mode has context 0, the others follow.
 const KINDS: u64 = 3;
 /// Address spaces told apart at once.
@@ -135,6 +135,9 @@ impl Tlb {
             Mode::Machine => 0,
         };
         hart.tables.set_ids(data, fetch);
+        let plain = hart.mode == Mode::Supervisor
+            && hart.csr.mstatus & (mstatus::MPRV | mstatus::TVM) == 0;
+        hart.tables.set_supervisor(plain, first + 1);
     }
 
     /// Serial number of the present address space, which becomes the first known one.
@@ -157,12 +160,13 @@ impl Tlb {
     }
 }
 
-fn second_index(va: u64) -> usize {
-    (va >> PAGE_SHIFT) as usize & (SECOND - 1)
+/// Contexts that use the same address, a process and the kernel that copies from it, have places of their own.
+fn second_index(va: u64, id: u64) -> usize {
+    ((va >> PAGE_SHIFT) ^ id.wrapping_mul(0x9e5)) as usize & (SECOND - 1)
 }
 
-fn code_index(va: u64) -> usize {
-    (va >> PAGE_SHIFT) as usize & (CODE - 1)
+fn code_index(va: u64, id: u64) -> usize {
+    ((va >> PAGE_SHIFT) ^ id.wrapping_mul(0x9e5)) as usize & (CODE - 1)
 }
 
 /// What a slow store leaves to do.
@@ -208,14 +212,16 @@ impl Core<'_, '_> {
             self.writes_tracked();
         } else {
             self.hart.tables.drop_writes_to(u64::from(page) << PAGE_SHIFT);
+            self.bus.ram.revoke_write(page);
         }
     }
 
     /// Translates a data address and fills the TLBs where that is allowed.
     pub(super) fn translate_data(&mut self, va: u64, access: Access) -> Result<u64, Trap> {
         let write = access == Access::Write;
-        let known = &self.tlb.second[second_index(va)];
-        if known.tag == va & !0xfff | self.hart.tables.data_id()
+        let id = self.hart.tables.data_id();
+        let known = &self.tlb.second[second_index(va, id)];
+        if known.tag == va & !0xfff | id
             && (if write { known.writable } else { known.readable })
         {
             let known = *known;
@@ -228,15 +234,17 @@ impl Core<'_, '_> {
             self.writes_tracked();
         }
         if let Some(off) = self.bus.ram.offset(t.gpa, 1) {
+            // The walk may have changed the context's number.
+            let id = self.hart.tables.data_id();
             let found = Second {
-                tag: va & !0xfff | self.hart.tables.data_id(),
+                tag: va & !0xfff | id,
                 page: page_of(off),
                 // A writable page is readable, as far as its PTE goes.
                 readable: !write || self.hart.pmp.allows(t.gpa, ctx.mode, Access::Read),
                 writable: t.writable && write,
             };
             self.fill(va, found, write);
-            let place = &mut self.tlb.second[second_index(va)];
+            let place = &mut self.tlb.second[second_index(va, id)];
             let writable = place.tag == found.tag && place.page == found.page && place.writable;
             *place = Second { writable: found.writable || writable, ..found };
         }
@@ -245,6 +253,9 @@ impl Core<'_, '_> {
 
     fn fill(&mut self, va: u64, found: Second, write: bool) {
         let write = write && found.writable && self.bus.ram.is_fast_writable(found.page);
+        if write {
+            self.bus.ram.grant_write(found.page);
+        }
         let offset = u64::from(found.page) << PAGE_SHIFT;
         self.hart.tables.insert(va, offset, found.readable, write);
     }
@@ -331,16 +342,17 @@ impl Core<'_, '_> {
     /// Finds the page of RAM that `pc` is on.
     #[inline]
     pub(super) fn fetch_page(&mut self, pc: u64) -> Result<u32, Trap> {
-        let tag = pc & !0xfff | self.hart.tables.fetch_id();
-        let entry = self.tlb.code[code_index(pc)];
+        let id = self.hart.tables.fetch_id();
+        let tag = pc & !0xfff | id;
+        let entry = self.tlb.code[code_index(pc, id)];
         if entry.tag == tag {
             return Ok(entry.page);
         }
         let gpa = self.translate_fetch(pc)?;
         let page = ((gpa - RAM_BASE) >> PAGE_SHIFT) as u32;
         // The walk may have changed the context's number, if it ran out of them.
-        let tag = pc & !0xfff | self.hart.tables.fetch_id();
-        self.tlb.code[code_index(pc)] = CodeEntry { tag, page };
+        let id = self.hart.tables.fetch_id();
+        self.tlb.code[code_index(pc, id)] = CodeEntry { tag: pc & !0xfff | id, page };
         Ok(page)
     }
 
