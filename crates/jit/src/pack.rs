@@ -39,7 +39,7 @@ mod tests {
         for _ in 0..2_000_000 {
             word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let insn = isa::decode(word.rotate_left(7) | 3);
-            let compressed = isa::decode((word >> 9 & !3) | (word >> 30) % 3);
+            let compressed = isa::decode((word >> 9 & !3) | ((word >> 30) % 3));
             for insn in [insn, compressed].iter().filter(|i| i.op != Op::Illegal) {
                 assert_eq!(unpack(pack(insn)), *insn);
             }
