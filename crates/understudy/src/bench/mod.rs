@@ -107,6 +107,10 @@ struct EngineArgs {
     /// How often each is measured.
     #[arg(long, value_name = "N", default_value_t = TURNS, value_parser = clap::value_parser!(u32).range(1..=100))]
     turns: u32,
+    /// Measure the CPU time of the machines' processes instead of the time that passes: for a computer that does other
+    /// work, too.
+    #[arg(long)]
+    cpu_time: bool,
     /// Write the result to performance.md, performance.json and performance.svg in this directory, too.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -114,8 +118,9 @@ struct EngineArgs {
 
 impl EngineArgs {
     fn job(&self) -> Job {
-        let Self { engine, record, only, turns, out: _ } = self.clone();
-        Job::Engine(engine::Options { engine, has_record: record, only, turns })
+        let Self { engine, record, only, turns, cpu_time, out: _ } = self.clone();
+        let clock = if cpu_time { engine::Clock::Cpu } else { engine::Clock::Wall };
+        Job::Engine(engine::Options { engine, has_record: record, only, turns, clock })
     }
 }
 
@@ -201,8 +206,13 @@ fn jobs(which: &Which) -> Vec<Job> {
         Which::Engine(args) => vec![args.job()],
         Which::All(counts) => {
             let first = [Job::Delay { requests: 3000 }, Job::Idle { seconds: 30 }];
-            let options =
-                engine::Options { engine: None, has_record: false, only: vec![], turns: TURNS };
+            let options = engine::Options {
+                engine: None,
+                has_record: false,
+                only: vec![],
+                turns: TURNS,
+                clock: engine::Clock::Wall,
+            };
             let more = [Job::Speed { seconds: 8 }, Job::Protect, Job::Engine(options)];
             first.into_iter().chain(more).chain(counts.jobs()).collect()
         }
@@ -246,11 +256,13 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let cache = args.cache.clone().unwrap_or_else(guest::default_cache_dir);
     let builder = GuestBuilder::new(cache);
     let state = sandbox::StateDir::new(args.keep)?;
-    let etcd = {
+    let etcd = if jobs.iter().all(|job| matches!(job, Job::Engine(_))) {
+        None
+    } else {
         let builder = builder.clone();
-        aloud(&progress, "looking for etcd, the arbiter", move || builder.etcd())?
+        let etcd = aloud(&progress, "looking for etcd, the arbiter", move || builder.etcd())?;
+        etcd.map_err(|error| progress.say(&format!("etcd cannot be had: {error}"))).ok()
     };
-    let etcd = etcd.map_err(|error| progress.say(&format!("etcd cannot be had: {error}"))).ok();
     let mut sections = Vec::new();
     for job in jobs {
         let dir = state.path().join(job.name());

@@ -102,7 +102,7 @@ fn measure(stage: &Stage, seconds: u32) -> anyhow::Result<(f64, f64)> {
 }
 
 /// CPU time that a process used.
-fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
+pub(super) fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{process}/stat");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     parse_stat(&text).with_context(|| format!("{path} tells no CPU time"))

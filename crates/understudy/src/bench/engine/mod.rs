@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use guest::GuestFiles;
@@ -32,6 +32,7 @@ use super::comparison::{Comparison, Ratio, Row, geometric_mean};
 use super::figure::{Figure, Section, Target};
 use crate::demo::progress::Progress;
 use net::Net;
+pub(crate) use running::Clock;
 use running::Running;
 use side::{QEMU, Setting, Side};
 use workload::{Boot, Kind, Needs, Workload};
@@ -67,6 +68,8 @@ pub(crate) struct Options {
     pub(crate) only: Vec<String>,
     /// How often.
     pub(crate) turns: u32,
+    /// What time is measured by.
+    pub(crate) clock: Clock,
 }
 
 /// Refuses names of workloads that are not there.
@@ -143,13 +146,11 @@ impl Bench<'_> {
             order.reverse();
         }
         let mut sessions = BTreeMap::new();
-        let can_run = |bench: &Self, workload: &&Workload| {
-            workload.needs != Needs::Net || bench.net.is_some()
-        };
-        let chosen: Vec<Workload> =
-            chosen.iter().filter(|workload| can_run(self, workload)).copied().collect();
-        for workload in &chosen {
+        for workload in chosen {
             for &side in &order {
+                if !self.can_run(side, workload) {
+                    continue;
+                }
                 let time = match workload.kind {
                     Kind::Script(_) => self.script(&mut sessions, side, workload),
                     Kind::Boot(boot) => self.boot(side, boot, workload),
@@ -161,6 +162,14 @@ impl Bench<'_> {
             if let Err(error) = self.finish(turn, side, session) {
                 self.fail(turn, side, "the end", &error);
             }
+        }
+    }
+
+    fn can_run(&self, side: Side, workload: &Workload) -> bool {
+        match workload.needs {
+            Needs::Nothing => true,
+            Needs::Disk => side.has_devices(),
+            Needs::Net => side.has_devices() && self.net.is_some(),
         }
     }
 
@@ -222,13 +231,15 @@ impl Bench<'_> {
             Some(session) => session,
             None => {
                 let (guests, initrd) = (self.guests, self.initrd.clone());
-                let (mut running, recording) = self.start(side, &guests.bench, &initrd, true)?;
+                let equipped = side.has_devices();
+                let (mut running, recording) =
+                    self.start(side, &guests.bench, &initrd, equipped)?;
                 running.wait_for("understudy: bench ready", WORKLOAD_MAX)?;
                 Session { running, recording, done: Vec::new() }
             }
         };
         session.running.type_line(workload.name)?;
-        let (time, printed) = timed(&mut session.running, workload)?;
+        let (time, printed) = timed(&mut session.running, workload, self.options.clock)?;
         session.done.push(*workload);
         sessions.insert(side, session);
         self.compare(workload, printed)?;
@@ -250,7 +261,7 @@ impl Bench<'_> {
         session.running.wait_for_end(END_MAX)?;
         let mut running = self.replay(&session.recording)?;
         for workload in &session.done {
-            let (time, printed) = timed(&mut running, workload)?;
+            let (time, printed) = timed(&mut running, workload, self.options.clock)?;
             self.compare(workload, printed)?;
             self.note(turn, Side::Replay, workload, Ok(time));
         }
@@ -281,13 +292,13 @@ impl Bench<'_> {
         };
         let (mut running, recording) = self.start(side, guest, &guest.initrd, false)?;
         let (at, _) = running.wait_for(boot.ready(), WORKLOAD_MAX)?;
-        let time = at.duration_since(running.begun).as_secs_f64();
+        let time = at.seconds_since(running.begun, self.options.clock);
         if side == Side::Recording {
             running.type_bytes(STOP)?;
             running.wait_for_end(END_MAX)?;
             let mut running = self.replay(&recording)?;
             let (at, _) = running.wait_for(boot.ready(), WORKLOAD_MAX)?;
-            let time = at.duration_since(running.begun).as_secs_f64();
+            let time = at.seconds_since(running.begun, self.options.clock);
             running.wait_for_end(END_MAX)?;
             self.times.entry((workload.name, Side::Replay)).or_default().push(time);
             fs::remove_dir_all(&recording).context("remove a recording")?;
@@ -315,6 +326,9 @@ impl Bench<'_> {
             ratios: ratios(self.options.has_record),
         };
         section.figures = figures(&comparison);
+        if self.options.clock == Clock::Cpu {
+            section.notes.push("seconds are CPU time of the machine's process".to_owned());
+        }
         section.notes.push(format!(
             "medians of {} turns; one vCPU, 1 GiB; nothing pinned; each turn starts every machine anew",
             self.options.turns
@@ -330,7 +344,11 @@ impl Bench<'_> {
 }
 
 /// Seconds that a workload takes that starts now, and what it prints.
-fn timed(running: &mut Running, workload: &Workload) -> anyhow::Result<(f64, String)> {
+fn timed(
+    running: &mut Running,
+    workload: &Workload,
+    clock: Clock,
+) -> anyhow::Result<(f64, String)> {
     let (begun, _) =
         running.wait_for(&format!("understudy: run {}\r\n", workload.name), WORKLOAD_MAX)?;
     let (ended, printed) = running.wait_for("understudy: exit ", WORKLOAD_MAX)?;
@@ -339,11 +357,7 @@ fn timed(running: &mut Running, workload: &Workload) -> anyhow::Result<(f64, Str
     ensure!(code == "0", "it ended with status {code}, and printed {printed:?}");
     // The kernel may have a word to say at any time.
     let printed = printed.lines().filter(|line| !line.starts_with('[')).collect::<Vec<_>>();
-    Ok((duration(begun, ended), printed.join("\n")))
-}
-
-fn duration(begun: Instant, ended: Instant) -> f64 {
-    ended.duration_since(begun).as_secs_f64()
+    Ok((ended.seconds_since(begun, clock), printed.join("\n")))
 }
 
 /// What is compared with what.

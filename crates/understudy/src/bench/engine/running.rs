@@ -6,28 +6,57 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::bench::speed::cpu_seconds;
 
 /// Most of the console that is kept for an error's message.
 const TAIL_BYTES: usize = 160;
+
+/// A moment in a machine's life.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Moment {
+    at: Instant,
+    cpu_seconds: f64,
+}
+
+impl Moment {
+    /// Seconds since another: of time, or of CPU time that the process used.
+    pub(super) fn seconds_since(self, earlier: Self, clock: Clock) -> f64 {
+        match clock {
+            Clock::Wall => self.at.duration_since(earlier.at).as_secs_f64(),
+            Clock::Cpu => self.cpu_seconds - earlier.cpu_seconds,
+        }
+    }
+}
+
+/// What time is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Clock {
+    /// What passes for everybody.
+    Wall,
+    /// What the machine's process computed, in hundredths of a second: for a computer that does other work, too.
+    Cpu,
+}
 
 /// A process that is killed when dropped.
 pub(super) struct Running {
     child: Child,
     keyboard: ChildStdin,
-    parts: Receiver<(Instant, Vec<u8>)>,
+    parts: Receiver<(Moment, Vec<u8>)>,
     words: Receiver<String>,
     /// What was read and not yet looked for.
     seen: Vec<u8>,
     /// When the last of it came.
-    last: Instant,
+    last: Moment,
     /// When the process was started.
-    pub(super) begun: Instant,
+    pub(super) begun: Moment,
 }
 
 impl Running {
     /// Starts `command`, whose standard streams are pipes.
     pub(super) fn start(mut command: Command) -> anyhow::Result<Self> {
-        let begun = Instant::now();
+        let begun = Moment { at: Instant::now(), cpu_seconds: 0.0 };
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot run {}", command.get_program().display()))?;
@@ -35,10 +64,14 @@ impl Running {
         let mut output = child.stdout.take().context("standard output is a pipe")?;
         let mut errors = child.stderr.take().context("standard error is a pipe")?;
         let (sender, parts) = channel();
+        let process = child.id();
         std::thread::Builder::new().name("console".into()).spawn(move || {
             let mut buffer = [0; 1 << 14];
             while let Ok(len @ 1..) = output.read(&mut buffer) {
-                if sender.send((Instant::now(), buffer[..len].to_vec())).is_err() {
+                // A zombie still tells it, and this process waits for it later.
+                let cpu_seconds = cpu_seconds(process).unwrap_or_default();
+                let moment = Moment { at: Instant::now(), cpu_seconds };
+                if sender.send((moment, buffer[..len].to_vec())).is_err() {
                     return;
                 }
             }
@@ -67,7 +100,7 @@ impl Running {
         &mut self,
         text: &str,
         bound: Duration,
-    ) -> anyhow::Result<(Instant, String)> {
+    ) -> anyhow::Result<(Moment, String)> {
         let limit = Instant::now() + bound;
         let mut from = 0;
         loop {
