@@ -12,7 +12,7 @@ const PAGE_SHIFT: u32 = 12;
 /// Entries of the TLB for data.
 pub const DATA_ENTRIES: usize = 1024;
 /// Entries of the TLB for fetches.
-pub const FETCH_ENTRIES: usize = 512;
+pub const FETCH_ENTRIES: usize = 1024;
 /// A tag that no address has.
 pub const NO_TAG: u64 = u64::MAX;
 /// Address of no reservation.
@@ -63,6 +63,8 @@ pub struct Tables {
     pub(crate) frm_inline: u32,
     /// 1 when supervisor registers may be used inline: in S-mode, without MPRV or TVM.
     pub(crate) csr_inline: u32,
+    /// 1 when the present mode may zero blocks.
+    pub(crate) zero_inline: u32,
     /// Id of data accesses in S-mode without SUM; with SUM it is the next one.
     pub(crate) supervisor_id: u64,
     pub(crate) data: [DataEntry; DATA_ENTRIES],
@@ -119,6 +121,7 @@ impl Tables {
             fp_inline: 0,
             frm_inline: 0,
             csr_inline: 0,
+            zero_inline: 0,
             supervisor_id: 0,
             data: [NO_DATA; DATA_ENTRIES],
             fetch: [NO_FETCH; FETCH_ENTRIES],
@@ -151,6 +154,12 @@ impl Tables {
     pub fn set_ids(&mut self, data: u64, fetch: u64) {
         self.data_id = data;
         self.fetch_id = fetch;
+    }
+
+    /// Says whether `cbo.zero` is allowed in the present mode.
+    #[inline]
+    pub fn set_zero_blocks(&mut self, allowed: bool) {
+        self.zero_inline = u32::from(allowed);
     }
 
     /// Says whether the hart is in S-mode with nothing that makes its registers or accesses special, and the id of its data
@@ -242,6 +251,19 @@ impl Tables {
     /// Drops the tables of entry points.
     pub(crate) fn flush_fetch(&mut self) {
         self.fetch.fill(NO_FETCH);
+    }
+
+    /// Drops what is known of the page of `va`, in whatever context.
+    pub fn drop_page(&mut self, va: u64) {
+        let e = &mut self.data[Self::data_index(va)];
+        // The id in a tag is less than a page; no page has the number of `NO_TAG`'s.
+        if e.read & !0xfff == va & !0xfff || e.write & !0xfff == va & !0xfff {
+            *e = NO_DATA;
+        }
+        let e = &mut self.fetch[Self::fetch_index(va)];
+        if e.tag & !0xfff == va & !0xfff {
+            *e = NO_FETCH;
+        }
     }
 
     /// Drops every permission to write.

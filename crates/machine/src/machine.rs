@@ -119,7 +119,8 @@ impl Machine {
     /// [`NewMachineError`] with one line for people.
     pub fn new(config: MachineConfig, images: BootImages) -> Result<Self, NewMachineError> {
         config.check()?;
-        let ram = GuestRam::new(config.ram_size);
+        let mut ram = GuestRam::new(config.ram_size);
+        ram.set_single_hart(config.harts == 1);
         let mut m = Self {
             harts: Vec::new(),
             current: 0,
@@ -451,7 +452,8 @@ impl Machine {
         let harts = harts.filter(|h| h.len() == usize::from(saved.config.harts));
         let harts =
             harts.filter(|h| usize::from(saved.current) < h.len()).ok_or(RestoreError::Harts)?;
-        let ram = GuestRam::new(saved.config.ram_size);
+        let mut ram = GuestRam::new(saved.config.ram_size);
+        ram.set_single_hart(harts.len() == 1);
         Ok(Self {
             interp: Interp::new(harts.len(), &ram, EngineConfig::default()),
             board: board::Board::load(&saved.config, &saved.board)?,

@@ -13,7 +13,7 @@
 use crate::hart::csr::envcfg;
 use crate::hart::pmp::{Access, Pmp};
 use crate::hart::{Mode, Trap, cause};
-use crate::ram::{GuestRam, PAGE_SHIFT, RAM_BASE};
+use crate::ram::{GuestRam, PAGE_SHIFT, RAM_BASE, TableUse};
 
 const PTE_V: u64 = 1;
 const PTE_R: u64 = 1 << 1;
@@ -132,7 +132,7 @@ fn walk(
             if pte & (PTE_A | PTE_D | PTE_U | PTE_PBMT | PTE_N) != 0 {
                 return Err(page_fault(access, va));
             }
-            tracked_new |= ram.mark_page_table(pte_page);
+            tracked_new |= ram.mark_page_table(pte_page, TableUse::OTHER);
             table = (pte >> 10 & ((1 << 44) - 1)) << PAGE_SHIFT;
             continue;
         }
@@ -147,7 +147,12 @@ fn walk(
             }
             ram.update_pte_flags(pte_gpa, wanted);
         }
-        tracked_new |= ram.mark_page_table(pte_page);
+        let table_use = match level {
+            // A PTE of a range maps others' pages, too.
+            0 if pte & PTE_N == 0 => TableUse { va: va & !0x1f_ffff, satp: ctx.satp },
+            _ => TableUse::OTHER,
+        };
+        tracked_new |= ram.mark_page_table(pte_page, table_use);
         let writable = wanted & (PTE_W | PTE_D) == PTE_W | PTE_D;
         return Ok(Translation { gpa, writable, tracked_new });
     }

@@ -8,7 +8,8 @@
 //! - INV-RAM-1: a page whose hash in `hash` is valid has [`CLEAN`] set, and every write clears it first.
 //! - INV-RAM-2: a page with [`SNAP`] set still has the contents of the moment the snapshot was armed.
 //! - INV-RAM-3: a write to a granule that holds decoded code is reported in `code_written` before the next fetch.
-//! - INV-RAM-4: a write that changes a valid PTE which a live translation was derived from raises `translation_gen`.
+//! - INV-RAM-4: a write that changes a valid PTE which a live translation was derived from raises `translation_gen`, or is
+//!   reported in `pte_changes` when no other translation depends on it.
 //! - INV-RAM-5: tracking state never influences contents, counts or the digest.
 //!
 //! # Determinism
@@ -30,6 +31,34 @@ const CODE: u8 = 1;
 const CLEAN: u8 = 2;
 /// Page flag: not yet saved for the armed snapshot.
 const SNAP: u8 = 4;
+
+/// Changes of PTEs that are reported one by one; more raise `translation_gen`.
+const PTE_CHANGES_MAX: usize = 16;
+/// Changes within one table, without a walk through it, that are reported one by one.
+const PTE_RUN_MAX: u32 = 4;
+
+/// What a page-table page was walked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableUse {
+    /// Virtual address that its first PTE maps.
+    pub va: u64,
+    /// Address space.
+    pub satp: u64,
+}
+
+impl TableUse {
+    /// Not a single table of leaf PTEs for pages of 4 KiB in a single address space.
+    pub const OTHER: Self = Self { va: 0, satp: u64::MAX };
+}
+
+/// A PTE for a page of 4 KiB that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PteChange {
+    /// Virtual address of the page.
+    pub va: u64,
+    /// Address space.
+    pub satp: u64,
+}
 
 /// An access outside RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +94,15 @@ pub struct GuestRam {
     pt_gen: Vec<u32>,
     /// `protect_gen` when permission to write to the page was last given.
     granted: Vec<u32>,
+    /// What a page of leaf PTEs maps, as of `pt_gen`.
+    pt_use: Vec<TableUse>,
+    /// Tables that became tracked while the engine held permissions to write to them.
+    tracked: Vec<u32>,
+    /// One hart alone translates: changes of single PTEs are reported instead of raising `translation_gen`.
+    reports_ptes: bool,
+    pte_changes: Vec<PteChange>,
+    /// The table that the last of these was in, and how many in a row without a walk through it.
+    pte_run: (u32, u32),
     code_map: Vec<u64>,
     hash: Vec<u64>,
     sum: u64,
@@ -107,6 +145,11 @@ impl GuestRam {
             flags: vec![CLEAN; pages],
             pt_gen: vec![0; pages],
             granted: vec![0; pages],
+            pt_use: vec![TableUse::default(); pages],
+            tracked: Vec::new(),
+            reports_ptes: false,
+            pte_changes: Vec::new(),
+            pte_run: (0, 0),
             code_map: vec![0; pages],
             hash: vec![0; pages],
             sum: 0,
@@ -202,11 +245,61 @@ impl GuestRam {
         if self.flags[page] != 0 {
             self.before_write(page, off % PAGE_SIZE, data.len());
         }
-        if self.pt_gen[page] == self.translation_gen && self.changes_valid_pte(off, data) {
+        if self.pt_gen[page] == self.translation_gen
+            && self.changes_valid_pte(off, data)
+            && !self.report_pte(off, data.len())
+        {
+            self.pte_changes.clear();
             self.translation_gen =
                 self.translation_gen.checked_add(1).unwrap_or_else(|| self.restart_generations());
         }
         self.bytes[off..off + data.len()].copy_from_slice(data);
+    }
+
+    /// Reports the change of a PTE, if that is enough. A kernel that goes through a whole table is not followed step by
+    /// step.
+    fn report_pte(&mut self, off: usize, len: usize) -> bool {
+        let page = off / PAGE_SIZE;
+        let table = self.pt_use[page];
+        let is_one = len == 8 && off.is_multiple_of(8);
+        if !self.reports_ptes
+            || !is_one
+            || table == TableUse::OTHER
+            || self.pte_changes.len() >= PTE_CHANGES_MAX
+        {
+            return false;
+        }
+        let before = if self.pte_run.0 == page as u32 { self.pte_run.1 } else { 0 };
+        self.pte_run = (page as u32, before + 1);
+        if before >= PTE_RUN_MAX {
+            return false;
+        }
+        let index = (off % PAGE_SIZE / 8) as u64;
+        let va = table.va.wrapping_add(index << PAGE_SHIFT);
+        self.pte_changes.push(PteChange { va, satp: table.satp });
+        true
+    }
+
+    /// Says whether one hart alone translates addresses.
+    pub fn set_single_hart(&mut self, single: bool) {
+        self.reports_ptes = single;
+    }
+
+    /// Whether PTEs changed since [`Self::take_pte_changes`].
+    #[inline]
+    #[must_use]
+    pub fn has_pte_changes(&self) -> bool {
+        !self.pte_changes.is_empty()
+    }
+
+    /// PTEs whose translations the engine must drop before the next access.
+    pub fn take_pte_changes(&mut self) -> Vec<PteChange> {
+        std::mem::take(&mut self.pte_changes)
+    }
+
+    /// Pages that permissions to write to must be dropped for.
+    pub fn take_tracked(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.tracked)
     }
 
     /// Generations wrapped: forget every mark, so that no old one can look current.
@@ -304,12 +397,26 @@ impl GuestRam {
     }
 
     /// Notes that a page-table walk read a valid PTE in `page`. Returns true when the engine must drop cached permissions
-    /// to write to the page.
-    pub fn mark_page_table(&mut self, page: u32) -> bool {
+    /// to write to the page, which [`Self::take_tracked`] then names.
+    pub fn mark_page_table(&mut self, page: u32, table: TableUse) -> bool {
         let p = page as usize;
+        if self.pte_run.0 == page {
+            self.pte_run.1 = 0;
+        }
+        if self.pt_gen[p] == self.translation_gen {
+            if self.pt_use[p] != table {
+                self.pt_use[p] = TableUse::OTHER;
+            }
+            return false;
+        }
         let was_fast = self.is_fast_writable(page);
         self.pt_gen[p] = self.translation_gen;
-        was_fast && self.is_granted(p)
+        self.pt_use[p] = table;
+        let is_new = was_fast && self.is_granted(p);
+        if is_new {
+            self.tracked.push(page);
+        }
+        is_new
     }
 
     /// Sets accessed and dirty bits in a valid PTE, as the walker does: adding them makes no translation stale.
@@ -508,7 +615,7 @@ mod tests {
         let mut ram = GuestRam::new(2 * 4096);
         ram.write(RAM_BASE, &[0xcf]).unwrap();
         ram.digest();
-        ram.mark_page_table(0);
+        ram.mark_page_table(0, TableUse::OTHER);
         let g = ram.translation_gen();
         ram.write(RAM_BASE + 8, &[0xcf]).unwrap();
         ram.write(RAM_BASE, &[0xcf]).unwrap();

@@ -9,6 +9,7 @@
 
 mod atomic;
 mod bits;
+mod block;
 mod crypto;
 mod csr;
 mod float;
@@ -266,7 +267,7 @@ impl<'a> Emit<'a> {
             Op::Fence | Op::FenceI => {}
             _ if self.memory(insn) || self.integer(insn) || self.floating_point(insn) => {}
             _ if self.atomic(insn) || self.bits(insn) || self.cryptography(insn) => {}
-            _ if self.control(insn) => {}
+            _ if self.control(insn) || self.zero_block(insn) => {}
             _ => self.step(),
         }
     }

@@ -10,7 +10,7 @@ use isa::{Insn, Op};
 
 use crate::hart::csr::envcfg;
 use crate::hart::pmp::Access;
-use crate::hart::{Mode, Trap};
+use crate::hart::{Hart, Mode, Trap};
 use crate::mmu;
 
 use super::mem::Stored;
@@ -26,21 +26,11 @@ impl Core<'_, '_> {
             Op::CboInval => envcfg::CBIE,
             _ => envcfg::CBCFE,
         };
-        if !self.is_enabled(enable) {
+        if !is_enabled(self.hart, enable) {
             return Err(self.illegal());
         }
         let va = self.hart.x[usize::from(insn.rs1 & 31)] & !(BLOCK - 1);
         if insn.op == Op::CboZero { self.zero_block(va) } else { self.manage_block(va) }
-    }
-
-    /// Whether the modes above let the present one execute what `field` of `menvcfg` and `senvcfg` is about.
-    fn is_enabled(&self, field: u64) -> bool {
-        let (m, s) = (self.hart.csr.menvcfg & field != 0, self.hart.csr.senvcfg & field != 0);
-        match self.hart.mode {
-            Mode::Machine => true,
-            Mode::Supervisor => m,
-            Mode::User => m && s,
-        }
     }
 
     fn zero_block(&mut self, va: u64) -> Result<Next, Trap> {
@@ -64,5 +54,15 @@ impl Core<'_, '_> {
             self.translate_data(va, Access::Write)?;
         }
         Ok(Next::Plain)
+    }
+}
+
+/// Whether the modes above let the present one execute what `field` of `menvcfg` and `senvcfg` is about.
+pub(super) fn is_enabled(hart: &Hart, field: u64) -> bool {
+    let (m, s) = (hart.csr.menvcfg & field != 0, hart.csr.senvcfg & field != 0);
+    match hart.mode {
+        Mode::Machine => true,
+        Mode::Supervisor => m,
+        Mode::User => m && s,
     }
 }

@@ -6,11 +6,13 @@
 
 use jit::Tables;
 
+use crate::hart::csr::envcfg;
 use crate::hart::pmp::Access;
 use crate::hart::{Hart, Mode, Trap, mstatus};
 use crate::mmu::{self, Context};
-use crate::ram::{GuestRam, PAGE_SHIFT, RAM_BASE};
+use crate::ram::{GuestRam, PAGE_SHIFT, PteChange, RAM_BASE};
 
+use super::cache_ops;
 use super::run::Core;
 
 /// Entries of the second-level TLB.
@@ -96,7 +98,7 @@ impl Tlb {
 
     /// Drops what became stale since the last call.
     #[inline]
-    pub(super) fn sync(&mut self, hart: &mut Hart, ram: &GuestRam) {
+    pub(super) fn sync(&mut self, hart: &mut Hart, ram: &mut GuestRam) {
         if self.must_flush {
             self.must_flush = false;
             self.flush(&mut hart.tables);
@@ -107,6 +109,11 @@ impl Tlb {
             self.spaces.clear();
             self.set_context(hart);
         }
+        if ram.has_pte_changes() {
+            for change in ram.take_pte_changes() {
+                self.drop_page(hart, change);
+            }
+        }
         if self.protect_gen != ram.protect_gen() {
             self.protect_gen = ram.protect_gen();
             hart.tables.drop_writes();
@@ -114,7 +121,25 @@ impl Tlb {
     }
 
     pub(super) fn is_stale(&self, ram: &GuestRam) -> bool {
-        self.translation_gen != ram.translation_gen() || ram.code_was_written()
+        self.translation_gen != ram.translation_gen()
+            || ram.code_was_written()
+            || ram.has_pte_changes()
+    }
+
+    /// Drops the translation of one page in one address space.
+    fn drop_page(&mut self, hart: &mut Hart, change: PteChange) {
+        hart.tables.drop_page(change.va);
+        let Some(&(_, serial)) = self.spaces.iter().find(|s| s.0 == change.satp) else { return };
+        for id in 1 + serial * KINDS..1 + (serial + 1) * KINDS {
+            let second = &mut self.second[second_index(change.va, id)];
+            if second.tag == change.va | id {
+                *second = NO_SECOND;
+            }
+            let code = &mut self.code[code_index(change.va, id)];
+            if code.tag == change.va | id {
+                *code = NO_CODE;
+            }
+        }
     }
 
     /// Chooses the context for the hart's present privilege and address space.
@@ -135,9 +160,11 @@ impl Tlb {
             Mode::Machine => 0,
         };
         hart.tables.set_ids(data, fetch);
-        let plain = hart.mode == Mode::Supervisor
-            && hart.csr.mstatus & (mstatus::MPRV | mstatus::TVM) == 0;
+        let plain =
+            hart.mode == Mode::Supervisor && hart.csr.mstatus & (mstatus::MPRV | mstatus::TVM) == 0;
         hart.tables.set_supervisor(plain, first + 1);
+        let zeroes = cache_ops::is_enabled(hart, envcfg::CBZE);
+        hart.tables.set_zero_blocks(zeroes);
     }
 
     /// Serial number of the present address space, which becomes the first known one.
@@ -206,6 +233,13 @@ impl Core<'_, '_> {
         self.tlb.sync(self.hart, self.bus.ram);
     }
 
+    /// Pages became tracked as page tables.
+    fn tables_tracked(&mut self) {
+        for page in self.bus.ram.take_tracked() {
+            self.writes_tracked_to(page);
+        }
+    }
+
     /// As [`Self::writes_tracked`], for one known page.
     pub(super) fn writes_tracked_to(&mut self, page: u32) {
         if self.bus.smp {
@@ -221,9 +255,7 @@ impl Core<'_, '_> {
         let write = access == Access::Write;
         let id = self.hart.tables.data_id();
         let known = &self.tlb.second[second_index(va, id)];
-        if known.tag == va & !0xfff | id
-            && (if write { known.writable } else { known.readable })
-        {
+        if known.tag == va & !0xfff | id && (if write { known.writable } else { known.readable }) {
             let known = *known;
             self.fill(va, known, write);
             return Ok(RAM_BASE + (u64::from(known.page) << PAGE_SHIFT) + (va & 0xfff));
@@ -231,7 +263,7 @@ impl Core<'_, '_> {
         let ctx = self.data_context();
         let t = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, access)?;
         if t.tracked_new {
-            self.writes_tracked();
+            self.tables_tracked();
         }
         if let Some(off) = self.bus.ram.offset(t.gpa, 1) {
             // The walk may have changed the context's number.
@@ -361,7 +393,7 @@ impl Core<'_, '_> {
         let ctx = Context { mode: self.hart.mode, ..self.data_context() };
         let t = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, Access::Execute)?;
         if t.tracked_new {
-            self.writes_tracked();
+            self.tables_tracked();
         }
         if self.bus.ram.offset(t.gpa & !0xfff, 0x1000).is_none() {
             return Err(mmu::access_fault(Access::Execute, va));
