@@ -275,3 +275,23 @@ fn atomics_on_all_kinds_of_addresses() {
         atomics(seed, 400);
     }
 }
+
+#[test]
+fn an_atomic_changes_the_code_behind_it() {
+    // The second instruction of each is `addi a0, a0, N`, and the address of that is in a2, the new one in a1.
+    let addi = |n: u32| n << 20 | 0x0005_0513;
+    let swap = 0x08b6_262f; // amoswap.w a2, a1, (a2)
+    let (reserve, store) = (0x1006_22af, 0x18b6_26af); // lr.w t0, (a2); sc.w a3, a1, (a2)
+    for before in [vec![swap], vec![reserve, store]] {
+        let block: Vec<u32> = before.iter().copied().chain([addi(0)]).collect();
+        let mut pair = Pair::new(&[vec![NOP], block]);
+        let at = pair.blocks[1].0 + 4 * before.len() as u64;
+        for n in 1..20 {
+            pair.run(1, |hart| {
+                hart.x[10..13].copy_from_slice(&[0, addi(n).into(), at]);
+            });
+            assert_eq!(pair.tested.harts()[0].x[10], n.into());
+        }
+        pair.check_blocks();
+    }
+}
