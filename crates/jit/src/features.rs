@@ -1,4 +1,8 @@
 //! What this host's processor can do.
+//!
+//! # Invariants
+//! - INV-FEATURES-1: what differs between hosts is how fast an instruction is, never what it does or how it is announced to
+//!   the guest.
 
 /// Extensions of x86-64 that generated code uses where they are; the others that it uses it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

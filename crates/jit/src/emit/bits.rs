@@ -1,4 +1,9 @@
 //! Bit manipulation: Zba, Zbb, Zbs, Zicond, Zbc, Zbkb and Zbkx.
+//!
+//! # Invariants
+//! - INV-BITS-1: an operand is read before `rd`, should it be the same register, is written; RAX, RCX, RDX and SSE registers
+//!   hold what is between, and none of these instructions of SSE touches MXCSR.
+//! - INV-BITS-2: what this host has no instruction for is left to the runtime, which computes the same.
 
 use isa::{Insn, Op};
 

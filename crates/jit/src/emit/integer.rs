@@ -1,4 +1,9 @@
 //! Integer arithmetic: RV64I and M.
+//!
+//! # Invariants
+//! - INV-INTEGER-1: an operand is read before `rd`, should it be the same register, is written; RAX, RCX and RDX hold what
+//!   is between, and no other host register changes.
+//! - INV-INTEGER-2: nothing here can fault: the host's division is not asked what it has no answer for.
 
 use isa::{Insn, Op};
 
