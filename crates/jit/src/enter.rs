@@ -11,7 +11,7 @@ use isa::Insn;
 
 use crate::cache::{Entry, Jit};
 use crate::emit::STRADDLE;
-use crate::layout::{Layout, State};
+use crate::layout::State;
 use crate::pack::unpack;
 use crate::stubs::{answer, reason};
 
@@ -108,7 +108,7 @@ impl Jit {
         let ram = std::ptr::from_ref(runtime.ram());
         let address = std::ptr::from_mut(runtime) as usize;
         let state = runtime.state();
-        assert_eq!(Layout::of(&state), Some(self.layout), "one layout for all harts");
+        assert!(self.layout.fits(&state), "one layout for all harts");
         // SAFETY: the slice is the runtime's RAM, which is there as long as the runtime is borrowed; only its place is
         // looked at.
         let ram = unsafe { &*ram };

@@ -52,7 +52,7 @@ pub enum Csr {
 }
 
 /// Distances from `x[16]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     f: i32,
     tables: i32,
@@ -75,6 +75,17 @@ impl Layout {
             tables: distance(std::ptr::from_ref(state.tables) as usize)?,
             csrs,
         })
+    }
+
+    /// Whether a hart's state is laid out like this.
+    #[inline]
+    pub(crate) fn fits(&self, state: &State<'_>) -> bool {
+        let base = std::ptr::from_ref(&state.x[16]) as usize;
+        let is = |address: usize, at: i32| address.wrapping_sub(base) as isize == at as isize;
+        let csrs = state.csrs.iter().zip(self.csrs);
+        csrs.fold(true, |fits, (csr, at)| fits & is(std::ptr::from_ref(*csr) as usize, at))
+            & is(state.f.as_ptr() as usize, self.f)
+            & is(std::ptr::from_ref(state.tables) as usize, self.tables)
     }
 
     /// An integer register.
@@ -143,6 +154,32 @@ pub(crate) fn mapped(r: u8) -> Option<Reg> {
         14 => Some(Reg::R10),
         15 => Some(Reg::R11),
         18 => Some(Reg::R14),
+        _ => None,
+    }
+}
+
+/// Guest floating-point registers that have a host register of their own, from XMM4 on, while `Tables::fp_live` is 1:
+/// those that compilers take first.
+pub(crate) const MAPPED_F: [(u8, u8); 12] = [
+    (0, 4),   // ft0
+    (1, 5),   // ft1
+    (2, 6),   // ft2
+    (3, 7),   // ft3
+    (8, 8),   // fs0
+    (9, 9),   // fs1
+    (10, 10), // fa0
+    (11, 11), // fa1
+    (12, 12), // fa2
+    (13, 13), // fa3
+    (14, 14), // fa4
+    (15, 15), // fa5
+];
+
+/// The host register of a guest floating-point register.
+pub(crate) fn mapped_f(r: u8) -> Option<u8> {
+    match r {
+        0..=3 => Some(r + 4),
+        8..=15 => Some(r),
         _ => None,
     }
 }

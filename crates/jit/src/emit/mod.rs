@@ -246,8 +246,8 @@ impl<'a> Emit<'a> {
     /// Translates a group, and for when it does not lie in one page that it may access, each instruction by itself.
     fn grouped(&mut self, insns: &[Placed], group: Group) {
         let float = self.float;
-        self.address(group.base, group.low);
-        let miss = self.translate_rax(group.high - group.low, group.write);
+        let at = self.address_in(group.base, group.low);
+        let miss = self.translate_at(at, group.high - group.low, group.write);
         self.group = Some(group);
         for placed in insns {
             self.place_at(placed);
@@ -515,21 +515,37 @@ impl<'a> Emit<'a> {
     /// Looks the address in RAX up for an access of `len` bytes; the jump is taken when the TLB does not allow it.
     /// Afterwards the place is `[RAX + RCX]`. Uses RDX.
     pub(super) fn translate_rax(&mut self, len: i32, write: bool) -> Fixup {
-        self.a.mov(D, Rcx, Rax);
+        self.translate_at(Rax, len, write)
+    }
+
+    /// The same for the address in some register but RCX and RDX.
+    fn translate_at(&mut self, at: Reg, len: i32, write: bool) -> Fixup {
+        // The page number's low bits, times the size of an entry.
+        self.a.rorx(D, Rcx, at, 7);
         if len > 1 {
-            self.a.lea(Rdx, Mem::new(Rax, len - 1));
+            self.a.lea(Rdx, Mem::new(at, len - 1));
         } else {
-            self.a.mov(Q, Rdx, Rax);
+            self.a.mov(Q, Rdx, at);
         }
-        self.a.shift(Shift::Shr, D, Rcx, 7);
-        self.a.alu_imm(Alu::And, Q, Rdx, -4096);
         self.a.alu_imm(Alu::And, D, Rcx, ((DATA_ENTRIES - 1) << 5) as i32);
+        self.a.alu_imm(Alu::And, Q, Rdx, -PAGE);
         self.a.alu_load(Alu::Or, Q, Rdx, self.table(Tables::DATA_ID));
         let field = if write { WRITE } else { READ };
         self.a.alu_load(Alu::Cmp, Q, Rdx, self.layout.data(Rcx, field));
         let miss = self.a.jcc(Cond::Ne);
         self.a.mov(Q, Rcx, self.layout.data(Rcx, ADD));
         miss
+    }
+
+    /// The register that holds `rs1` + `imm`: its own, or RAX.
+    fn address_in(&mut self, rs1: u8, imm: i32) -> Reg {
+        match mapped(rs1) {
+            Some(reg) if imm == 0 => reg,
+            _ => {
+                self.address(rs1, imm);
+                Rax
+            }
+        }
     }
 
     fn memory(&mut self, insn: &Insn) -> bool {
@@ -566,9 +582,9 @@ impl<'a> Emit<'a> {
             let base = self.get(insn.rs1, Rax);
             return (Mem::indexed(base, Rcx, insn.imm), None);
         }
-        self.address(insn.rs1, insn.imm);
-        let miss = self.translate_rax(len, write);
-        (Mem::indexed(Rax, Rcx, 0), Some(miss))
+        let at = self.address_in(insn.rs1, insn.imm);
+        let miss = self.translate_at(at, len, write);
+        (Mem::indexed(at, Rcx, 0), Some(miss))
     }
 
     /// Leaves the present instruction to the runtime when its access missed.
