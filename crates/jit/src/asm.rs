@@ -147,8 +147,9 @@ pub(crate) enum Size {
 
 use Size::{D, Q};
 
-/// Prefix of an SSE instruction.
+/// Prefix of an SSE instruction, numbered as VEX has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Sse {
     /// No prefix.
     None,
@@ -167,6 +168,16 @@ pub(crate) enum Xm {
     Mem(Mem),
     /// A general-purpose register, for the moves and conversions between the files.
     Gpr(Reg),
+}
+
+impl From<Xm> for Rm {
+    fn from(operand: Xm) -> Self {
+        match operand {
+            Xm::Xmm(x) => Self::Reg(XMM_AS_REG[usize::from(x & 15)]),
+            Xm::Mem(m) => Self::Mem(m),
+            Xm::Gpr(r) => Self::Reg(r),
+        }
+    }
 }
 
 /// Where a relative displacement is to be filled in.
@@ -428,6 +439,12 @@ impl Asm {
             Rm::Reg(r) => (0, r as u8 >> 3),
             Rm::Mem(m) => (m.index.map_or(0, |(i, _)| i as u8 >> 3), m.base as u8 >> 3),
         };
+        if (map, w, x, b) == (1, D, 0, 0) {
+            self.byte(0xc5);
+            self.byte((reg >> 3 ^ 1) << 7 | (!v & 15) << 3 | pp);
+            self.byte(op);
+            return self.operands(reg, rm);
+        }
         self.byte(0xc4);
         self.byte((reg >> 3 ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map);
         self.byte(u8::from(w == Q) << 7 | (!v & 15) << 3 | pp);
@@ -605,6 +622,16 @@ impl Asm {
         self.sse3a(op, D, xmm, Xm::Xmm(from), mode);
     }
 
+    /// An AVX instruction of the map 0F on SSE registers: `to = a op operand`.
+    pub(crate) fn avx(&mut self, prefix: Sse, op: u8, to: u8, a: u8, operand: Xm) {
+        self.vex(1, prefix as u8, D, op, to, a, operand.into());
+    }
+
+    /// A fused multiplication on scalars of the size.
+    pub(crate) fn fma(&mut self, op: u8, size: Size, to: u8, a: u8, operand: Xm) {
+        self.vex(2, Sse::P66 as u8, size, op, to, a, operand.into());
+    }
+
     fn sse_map(&mut self, prefix: Sse, op: &[u8], size: Size, xmm: u8, operand: Xm) {
         match prefix {
             Sse::None => {}
@@ -612,12 +639,7 @@ impl Asm {
             Sse::F3 => self.byte(0xf3),
             Sse::F2 => self.byte(0xf2),
         }
-        let rm = match operand {
-            Xm::Xmm(x) => Rm::Reg(XMM_AS_REG[usize::from(x & 15)]),
-            Xm::Mem(m) => Rm::Mem(m),
-            Xm::Gpr(r) => Rm::Reg(r),
-        };
-        self.modrm(size, op, xmm, rm, false);
+        self.modrm(size, op, xmm, operand.into(), false);
     }
 }
 

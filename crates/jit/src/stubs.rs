@@ -3,12 +3,14 @@
 //! # Invariants
 //! - INV-STUBS-1: between blocks every mapped register is in its host register, everything else in memory, and the
 //!   budget in its register; the stack pointer is a multiple of 16.
-//! - INV-STUBS-2: the runtime runs with the guest's MXCSR. It does no floating-point arithmetic of the host's.
+//! - INV-STUBS-2: floating-point registers that have a host register are in it while `Tables::fp_live` is 1, else in
+//!   memory. Before the runtime runs they are put into memory; afterwards they are fetched if code may compute with them.
+//! - INV-STUBS-3: the runtime runs with the guest's MXCSR. It does no floating-point arithmetic of the host's.
 
 use std::mem::offset_of;
 
-use crate::asm::{Alu, Asm, Cond, Mem, Reg, Shift, Size};
-use crate::layout::{BASE, BUDGET, FETCH_TABLE, FETCH_TAG, Layout, MAPPED};
+use crate::asm::{Alu, Asm, Cond, Mem, Reg, Shift, Size, Sse, Xm};
+use crate::layout::{BASE, BUDGET, FETCH_TABLE, FETCH_TAG, Layout, MAPPED, MAPPED_F};
 use crate::tables::{FETCH_ENTRIES, Tables};
 
 use Reg::{R12, R13, R14, R15, Rax, Rbp, Rbx, Rcx, Rdi, Rdx, Rsi, Rsp};
@@ -53,17 +55,37 @@ pub(crate) struct Stubs {
     pub(crate) untranslated: u64,
 }
 
-fn spill(a: &mut Asm) {
+/// Puts the guest's registers into memory.
+fn spill(a: &mut Asm, layout: &Layout) {
     for (r, host) in MAPPED {
         a.store(Q, Layout::x(r), host);
     }
+    a.alu_imm(Alu::Cmp, D, layout.table(offset_of!(Tables, fp_live)), 1);
+    let is_there = a.jcc(Cond::Ne);
+    for (r, xmm) in MAPPED_F {
+        a.sse(Sse::F2, STORE_F64, D, xmm, Xm::Mem(layout.f(r)));
+    }
+    a.fix(is_there);
 }
 
-fn reload(a: &mut Asm) {
+/// Puts the guest's registers where generated code has them. Uses RCX.
+fn reload(a: &mut Asm, layout: &Layout) {
+    a.mov(D, Rcx, layout.table(offset_of!(Tables, fp_inline)));
+    a.store(D, layout.table(offset_of!(Tables, fp_live)), Rcx);
+    a.test(D, Rcx, Rcx);
+    let is_unused = a.jcc(Cond::E);
+    for (r, xmm) in MAPPED_F {
+        a.sse(Sse::F2, LOAD_F64, D, xmm, Xm::Mem(layout.f(r)));
+    }
+    a.fix(is_unused);
     for (r, host) in MAPPED {
         a.mov(Q, host, Layout::x(r));
     }
 }
+
+/// Opcodes of MOVSD.
+const LOAD_F64: u8 = 0x10;
+const STORE_F64: u8 = 0x11;
 
 /// Jumps to the guest address in RAX, on whatever page. Uses RCX and RDX.
 pub(crate) fn jump_to_rax(a: &mut Asm, layout: &Layout, untranslated: u64) {
@@ -105,7 +127,7 @@ impl Stubs {
         let leave_to = a.here(); // RAX: address, ECX: reason
         a.store(Q, t(offset_of!(Tables, exit_pc)), Rax);
         a.store(D, t(offset_of!(Tables, exit_reason)), Rcx);
-        spill(&mut a);
+        spill(&mut a, layout);
         a.jmp_to(leave);
 
         s.budget = a.here();
@@ -124,7 +146,7 @@ impl Stubs {
 
         s.step = a.here();
         a.alu_imm(Alu::Sub, Q, Rsp, 8);
-        spill(&mut a);
+        spill(&mut a, layout);
         a.stmxcsr(t(offset_of!(Tables, mxcsr)));
         a.mov(Q, Rdi, t(offset_of!(Tables, runtime)));
         a.mov(Q, Rsi, Rdx);
@@ -133,7 +155,7 @@ impl Stubs {
         a.call_rm(t(offset_of!(Tables, step)));
         a.test(D, Rax, Rax);
         let special = a.jcc(Cond::Ne);
-        reload(&mut a);
+        reload(&mut a, layout);
         a.ldmxcsr(t(offset_of!(Tables, mxcsr)));
         a.alu_imm(Alu::Add, Q, Rsp, 8);
         a.ret();
@@ -143,7 +165,7 @@ impl Stubs {
         a.alu_imm(Alu::Cmp, D, Rax, answer::JUMP as i32);
         a.ldmxcsr(t(offset_of!(Tables, mxcsr)));
         a.jcc_to(Cond::Ne, leave);
-        reload(&mut a);
+        reload(&mut a, layout);
         a.mov(Q, Rax, t(offset_of!(Tables, exit_pc)));
         jump_to_rax(&mut a, layout, s.untranslated);
 
@@ -157,7 +179,7 @@ impl Stubs {
         a.mov(Q, BUDGET, t(offset_of!(Tables, budget)));
         a.stmxcsr(t(offset_of!(Tables, host_mxcsr)));
         a.ldmxcsr(t(offset_of!(Tables, mxcsr)));
-        reload(&mut a);
+        reload(&mut a, layout);
         a.jmp_rm(Rax);
         (s, a.code)
     }

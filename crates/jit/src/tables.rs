@@ -59,6 +59,8 @@ pub struct Tables {
     pub(crate) host_mxcsr: u32,
     /// 1 when floating-point code may run inline: state is dirty and the dynamic rounding mode is one of the host's.
     pub(crate) fp_inline: u32,
+    /// 1 when floating-point registers are in the host's.
+    pub(crate) fp_live: u32,
     /// 1 when the dynamic rounding mode is one of the host's.
     pub(crate) frm_inline: u32,
     /// 1 when supervisor registers may be used inline: in S-mode, without MPRV or TVM.
@@ -119,6 +121,7 @@ impl Tables {
             mxcsr: MXCSR,
             host_mxcsr: MXCSR,
             fp_inline: 0,
+            fp_live: 0,
             frm_inline: 0,
             csr_inline: 0,
             zero_inline: 0,

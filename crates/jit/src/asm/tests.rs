@@ -535,6 +535,40 @@ fn moves_and_conversions_between_the_register_files() {
 }
 
 #[test]
+fn three_operands() {
+    let mut c = Cases::new();
+    for from in sse_operands(false) {
+        for (prefix, op, n, name) in [
+            (Sse::F2, 0x58, 64, "vaddsd"),
+            (Sse::F3, 0x58, 32, "vaddss"),
+            (Sse::F2, 0x51, 64, "vsqrtsd"),
+            (Sse::None, 0x55, 128, "vandnps"),
+            (Sse::P66, 0x57, 128, "vxorpd"),
+        ] {
+            let (to, a) = (c.expected.len() as u8 % 16, c.expected.len() as u8 / 2 % 16);
+            c.a.avx(prefix, op, to, a, from);
+            c.case(format!("{name} xmm{to},xmm{a},{}", xm(n, 0, from)));
+        }
+        for size in SIZES {
+            let (to, a) = (c.expected.len() as u8 % 16, c.expected.len() as u8 / 2 % 16);
+            c.a.fma(0xb9, size, to, a, from);
+            let suffix = if size == Q { "sd" } else { "ss" };
+            c.case(format!("vfmadd231{suffix} xmm{to},xmm{a},{}", xm(width(size), 0, from)));
+        }
+        if let Xm::Xmm(x) = from {
+            for (ext, name) in [(2, "psrlq"), (6, "psllq")] {
+                c.a.sse(Sse::P66, 0x73, D, ext, from);
+                c.a.byte(63);
+                c.case(format!("{name} xmm{x},0x3f"));
+            }
+            c.a.sse(Sse::P66, 0x76, D, x, from);
+            c.case(format!("pcmpeqd xmm{x},xmm{x}"));
+        }
+    }
+    c.check();
+}
+
+#[test]
 fn fused_multiplication() {
     let mut c = Cases::new();
     for rm in operands() {

@@ -4,21 +4,23 @@
 //! found beforehand or by their result, and left to the runtime, which computes them anew.
 //!
 //! # Invariants
-//! - INV-FLOAT-1: inline code runs only while `Tables::fp_inline` is 1. The first instruction of a block checks it. If it
-//!   is not, the runtime makes the step, and the block goes on only if it then is: thus it is from there on
-//!   ([`Known::inline`]), for only CSR instructions can change it back, and everything that may be one forgets it.
+//! - INV-FLOAT-1: inline code runs only while `Tables::fp_inline` and `Tables::fp_live` are 1. The first instruction of a
+//!   block checks it. If they are not, the runtime makes the step, and the block goes on only if they then are: thus they
+//!   are from there on ([`Known::inline`]), for only CSR instructions can change it back, and everything that may be one
+//!   forgets it.
 //! - INV-FLOAT-2: inline code never raises a flag that the exact instruction does not raise, even if the runtime makes the
 //!   step in the end.
-//! - INV-FLOAT-3: when the runtime makes the step, `rd` has not been written.
+//! - INV-FLOAT-3: when the runtime makes the step, no operand has been written; `rd` may have been.
 //! - INV-FLOAT-4: a register in [`Known::boxed`] holds a NaN-boxed single on every way to the present instruction: a block
-//!   whose operand is not one is left behind that instruction.
+//!   whose operand is not one is left behind that instruction. Code that computes a single makes the box with it.
+//! - INV-FLOAT-5: XMM0 to XMM2 are scratch, others hold guest registers ([`MAPPED_F`](crate::layout::MAPPED_F)).
 
 use std::mem::offset_of;
 
 use isa::{Insn, Op};
 
-use crate::asm::{Alu, Cond, Fixup, Mem, Reg, Rm, Shift, Size, Sse, Unary, Xm};
-use crate::layout::{BUDGET, mapped};
+use crate::asm::{Alu, Cond, Fixup, Mem, Reg, Rm, Size, Sse, Xm};
+use crate::layout::{BUDGET, Layout, mapped, mapped_f};
 use crate::tables::Tables;
 
 use super::{Cold, Emit};
@@ -47,7 +49,9 @@ mod op {
     pub(super) const COMPARE: u8 = 0x2e;
     pub(super) const COMPARE_SIGNALING: u8 = 0x2f;
     pub(super) const SQRT: u8 = 0x51;
+    pub(super) const COPY: u8 = 0x28;
     pub(super) const AND: u8 = 0x54;
+    pub(super) const AND_NOT: u8 = 0x55;
     pub(super) const OR: u8 = 0x56;
     pub(super) const XOR: u8 = 0x57;
     pub(super) const ADD: u8 = 0x58;
@@ -57,6 +61,13 @@ mod op {
     pub(super) const MIN: u8 = 0x5d;
     pub(super) const DIV: u8 = 0x5e;
     pub(super) const MAX: u8 = 0x5f;
+    pub(super) const TO_XMM: u8 = 0x6e;
+    pub(super) const SHIFT: u8 = 0x73;
+    pub(super) const EQUAL: u8 = 0x76;
+    pub(super) const FROM_XMM: u8 = 0x7e;
+    /// Of the map 0F 3A: on the 32 bits that a constant says.
+    pub(super) const EXTRACT: u8 = 0x16;
+    pub(super) const INSERT: u8 = 0x22;
 }
 
 /// The format of operands.
@@ -90,14 +101,6 @@ impl Format {
         match self {
             Single => D,
             Double => Q,
-        }
-    }
-
-    /// The number of its sign bit.
-    fn sign(self) -> u8 {
-        match self {
-            Single => 31,
-            Double => 63,
         }
     }
 }
@@ -158,8 +161,9 @@ impl Emit<'_> {
     fn begin(&mut self) -> Exits {
         let mut exits = Exits::default();
         if !self.float.inline {
-            self.a.alu_imm(Alu::Cmp, D, self.table(offset_of!(Tables, fp_inline)), 1);
-            exits.inline = Some(self.a.jcc(Cond::Ne));
+            self.a.mov(D, Rax, self.table(offset_of!(Tables, fp_inline)));
+            self.a.test(D, self.table(offset_of!(Tables, fp_live)), Rax);
+            exits.inline = Some(self.a.jcc(Cond::E));
             self.float.inline = true;
         }
         exits
@@ -174,7 +178,13 @@ impl Emit<'_> {
         let mut checked = 0;
         for &r in operands {
             if (self.float.boxed | checked) >> r & 1 == 0 {
-                self.a.alu_imm(Alu::Cmp, D, self.layout.f(r).plus(4), -1);
+                match mapped_f(r) {
+                    Some(xmm) => {
+                        self.a.sse3a(op::EXTRACT, D, xmm, Xm::Gpr(Rax), 1);
+                        self.a.alu_imm(Alu::Cmp, D, Rax, -1);
+                    }
+                    None => self.a.alu_imm(Alu::Cmp, D, self.layout.f(r).plus(4), -1),
+                }
                 exits.boxes.push(self.a.jcc(Cond::Ne));
                 checked |= 1 << r;
             }
@@ -209,7 +219,7 @@ impl Emit<'_> {
     /// The code of [`Cold::Guard`], behind the step: on at `resume` if code may run inline now, else at `next`.
     pub(super) fn after_guard(&mut self, place: u32, next: u16, resume: Option<u64>) {
         if let Some(resume) = resume {
-            self.a.alu_imm(Alu::Cmp, D, self.table(offset_of!(Tables, fp_inline)), 1);
+            self.a.alu_imm(Alu::Cmp, D, self.table(offset_of!(Tables, fp_live)), 1);
             self.a.jcc_to(Cond::E, resume);
         }
         self.a.alu_imm(Alu::Add, Q, BUDGET, (place >> 16) as i32);
@@ -221,43 +231,69 @@ impl Emit<'_> {
 
     /// A register as an operand.
     fn f(&self, r: u8) -> Xm {
-        Xm::Mem(self.layout.f(r))
+        mapped_f(r).map_or_else(|| Xm::Mem(self.layout.f(r)), Xm::Xmm)
     }
 
-    fn load_f(&mut self, format: Format, xmm: u8, r: u8) {
-        self.a.sse(format.scalar(), op::LOAD, D, xmm, self.f(r));
+    /// An integer register as an operand.
+    fn x(r: u8) -> Xm {
+        mapped(r).map_or_else(|| Xm::Mem(Layout::x(r)), Xm::Gpr)
     }
 
-    /// Puts XMM0 into `rd`.
-    fn put_f(&mut self, format: Format, rd: u8) {
-        self.a.sse(format.scalar(), op::STORE, D, 0, self.f(rd));
+    /// The register that holds `r`: its own, or `scratch` after loading it.
+    fn get_f(&mut self, r: u8, scratch: u8) -> u8 {
+        mapped_f(r).unwrap_or_else(|| {
+            self.a.sse(Sse::F2, op::LOAD, D, scratch, Xm::Mem(self.layout.f(r)));
+            scratch
+        })
+    }
+
+    /// The register to compute `rd` in before it is known whether the runtime has to: its own or XMM0.
+    fn target_f(rd: u8, operands: &[u8]) -> u8 {
+        mapped_f(rd).filter(|_| !operands.contains(&rd)).unwrap_or(0)
+    }
+
+    fn copy_f(&mut self, to: u8, from: u8) {
+        if to != from {
+            self.a.sse(Sse::None, op::COPY, D, to, Xm::Xmm(from));
+        }
+    }
+
+    /// Sets every bit: what a single that is put into it is boxed by.
+    fn ones(&mut self, xmm: u8) {
+        self.a.sse(Sse::P66, op::EQUAL, D, xmm, Xm::Xmm(xmm));
+    }
+
+    /// Puts what is in `xmm`, boxed if it is a single, into `rd`.
+    fn put_f(&mut self, format: Format, rd: u8, xmm: u8) {
+        match mapped_f(rd) {
+            Some(to) => self.copy_f(to, xmm),
+            None => self.a.sse(Sse::F2, op::STORE, D, xmm, Xm::Mem(self.layout.f(rd))),
+        }
         self.note_format(format, rd);
     }
 
-    /// Puts RAX into `rd`.
+    /// Puts 64 bits into `rd`.
     fn put_bits(&mut self, format: Format, rd: u8, from: Reg) {
-        self.a.store(format.size(), self.layout.f(rd), from);
+        match mapped_f(rd) {
+            Some(to) => self.a.sse(Sse::P66, op::TO_XMM, Q, to, Xm::Gpr(from)),
+            None => self.a.store(Q, self.layout.f(rd), from),
+        }
         self.note_format(format, rd);
     }
 
     /// `rd` was written in this format.
     fn note_format(&mut self, format: Format, rd: u8) {
-        let bit = 1 << rd;
         match format {
-            Double => self.float.boxed &= !bit,
-            Single if self.float.boxed & bit != 0 => {}
-            Single => {
-                self.a.store_imm(D, self.layout.f(rd).plus(4), -1);
-                self.float.boxed |= bit;
-            }
+            Double => self.float.boxed &= !(1 << rd),
+            Single => self.float.boxed |= 1 << rd,
         }
     }
 
-    /// Leaves to the runtime what XMM0 is a NaN for; else that is the result.
-    fn finish(&mut self, insn: &Insn, format: Format, mut exits: Exits) {
-        self.a.sse(format.compare(), op::COMPARE, D, 0, Xm::Xmm(0));
+    /// Leaves to the runtime what `xmm` is a NaN for; else that is the result.
+    fn finish(&mut self, insn: &Insn, format: Format, mut exits: Exits, xmm: u8) {
+        self.a.sse(format.compare(), op::COMPARE, D, xmm, Xm::Xmm(xmm));
         exits.step.push(self.a.jcc(Cond::P));
-        self.put_f(format, insn.rd);
+        self.put_f(format, insn.rd, xmm);
         self.end(insn, exits);
     }
 
@@ -274,15 +310,33 @@ impl Emit<'_> {
         let len = if format == Double { 8 } else { 4 };
         exits.step.push(self.translate_rax(len, is_store));
         let place = Mem::indexed(Rax, Rcx, 0);
-        if is_store {
-            self.a.mov(format.size(), Rdx, self.layout.f(insn.rs2));
-            self.a.store(format.size(), place, Rdx);
-        } else {
-            self.a.mov(format.size(), Rdx, place);
-            self.put_bits(format, insn.rd, Rdx);
+        let r = if is_store { insn.rs2 } else { insn.rd };
+        match (is_store, mapped_f(r)) {
+            (true, Some(xmm)) => self.a.sse(format.scalar(), op::STORE, D, xmm, Xm::Mem(place)),
+            (true, None) => {
+                self.a.mov(format.size(), Rdx, self.layout.f(r));
+                self.a.store(format.size(), place, Rdx);
+            }
+            (false, xmm) if format == Single => self.put_single(r, xmm, Xm::Mem(place)),
+            (false, Some(xmm)) => {
+                self.a.sse(Sse::F2, op::LOAD, D, xmm, Xm::Mem(place));
+                self.note_format(format, r);
+            }
+            (false, None) => {
+                self.a.mov(Q, Rdx, place);
+                self.put_bits(format, r, Rdx);
+            }
         }
         self.end(insn, exits);
         true
+    }
+
+    /// Puts 32 bits into `rd`, boxed.
+    fn put_single(&mut self, rd: u8, xmm: Option<u8>, from: Xm) {
+        let xmm = xmm.unwrap_or(0);
+        self.ones(xmm);
+        self.a.sse3a(op::INSERT, D, xmm, from, 0);
+        self.put_f(Single, rd, xmm);
     }
 
     // --- Arithmetic ------------------------------------------------------------------------------------------------
@@ -295,17 +349,18 @@ impl Emit<'_> {
             Op::FdivS | Op::FdivD => op::DIV,
             Op::FsqrtS | Op::FsqrtD => {
                 let exits = self.begin_with(format, &[insn.rs1]);
-                self.load_f(format, 0, insn.rs1);
-                self.a.sse(format.scalar(), op::SQRT, D, 0, Xm::Xmm(0));
-                self.finish(insn, format, exits);
+                let (to, a) = (Self::target_f(insn.rd, &[insn.rs1]), self.get_f(insn.rs1, 0));
+                self.a.avx(format.scalar(), op::SQRT, to, a, Xm::Xmm(a));
+                self.finish(insn, format, exits, to);
                 return true;
             }
             _ => return self.multiply_add(insn, format),
         };
-        let exits = self.begin_with(format, &[insn.rs1, insn.rs2]);
-        self.load_f(format, 0, insn.rs1);
-        self.a.sse(format.scalar(), opcode, D, 0, self.f(insn.rs2));
-        self.finish(insn, format, exits);
+        let operands = [insn.rs1, insn.rs2];
+        let exits = self.begin_with(format, &operands);
+        let (to, a) = (Self::target_f(insn.rd, &operands), self.get_f(insn.rs1, 0));
+        self.a.avx(format.scalar(), opcode, to, a, self.f(insn.rs2));
+        self.finish(insn, format, exits, to);
         true
     }
 
@@ -318,11 +373,14 @@ impl Emit<'_> {
             Op::FnmaddS | Op::FnmaddD => 0xbf,
             _ => return false,
         };
-        let exits = self.begin_with(format, &[insn.rs1, insn.rs2, insn.rs3]);
-        self.load_f(format, 0, insn.rs3);
-        self.load_f(format, 1, insn.rs1);
-        self.a.vex(2, 1, format.size(), opcode, 0, 1, self.layout.f(insn.rs2).into());
-        self.finish(insn, format, exits);
+        let operands = [insn.rs1, insn.rs2, insn.rs3];
+        let exits = self.begin_with(format, &operands);
+        let to = Self::target_f(insn.rd, &operands);
+        let addend = self.get_f(insn.rs3, to);
+        self.copy_f(to, addend);
+        let a = self.get_f(insn.rs1, 1);
+        self.a.fma(opcode, format.size(), to, a, self.f(insn.rs2));
+        self.finish(insn, format, exits, to);
         true
     }
 
@@ -336,14 +394,24 @@ impl Emit<'_> {
             Op::FmvXW | Op::FmvXD => {
                 let exits = self.begin();
                 let to = Self::target(insn.rd);
-                match format {
-                    Single => self.a.movsx(32, to, self.layout.f(insn.rs1)),
-                    Double => self.a.mov(Q, to, self.layout.f(insn.rs1)),
+                match (format, mapped_f(insn.rs1)) {
+                    (Single, Some(xmm)) => {
+                        self.a.sse(Sse::P66, op::FROM_XMM, D, xmm, Xm::Gpr(Rax));
+                        self.a.movsx(32, to, Rax);
+                    }
+                    (Single, None) => self.a.movsx(32, to, self.layout.f(insn.rs1)),
+                    (Double, Some(xmm)) => self.a.sse(Sse::P66, op::FROM_XMM, Q, xmm, Xm::Gpr(to)),
+                    (Double, None) => self.a.mov(Q, to, self.layout.f(insn.rs1)),
                 }
                 self.put(insn.rd, to);
                 self.end(insn, exits);
             }
-            Op::FmvWX | Op::FmvDX => {
+            Op::FmvWX => {
+                let exits = self.begin();
+                self.put_single(insn.rd, mapped_f(insn.rd), Self::x(insn.rs1));
+                self.end(insn, exits);
+            }
+            Op::FmvDX => {
                 let exits = self.begin();
                 let from = self.get(insn.rs1, Rax);
                 self.put_bits(format, insn.rd, from);
@@ -352,7 +420,7 @@ impl Emit<'_> {
             Op::FliS | Op::FliD => {
                 let exits = self.begin();
                 let bits = match format {
-                    Single => u64::from(isa::float::f32_constant(insn.rs1)),
+                    Single => !0 << 32 | u64::from(isa::float::f32_constant(insn.rs1)),
                     Double => isa::float::f64_constant(insn.rs1),
                 };
                 self.a.mov_imm(Rax, bits);
@@ -365,32 +433,38 @@ impl Emit<'_> {
     }
 
     fn inject_sign(&mut self, insn: &Insn, format: Format) {
-        /// Extensions of the instructions on one bit.
-        const RESET: u8 = 6;
-        const COMPLEMENT: u8 = 7;
         let exits = self.begin_with(format, &[insn.rs1, insn.rs2]);
-        let (size, sign) = (format.size(), format.sign());
         let negated = matches!(insn.op, Op::FsgnjnS | Op::FsgnjnD);
         let xor = matches!(insn.op, Op::FsgnjxS | Op::FsgnjxD);
-        self.a.mov(size, Rax, self.layout.f(insn.rs1));
-        if insn.rs1 == insn.rs2 {
-            if negated || xor {
-                let ext = if xor { RESET } else { COMPLEMENT };
-                self.a.bit_imm(ext, size, Rax, sign);
-            }
-        } else {
-            self.a.mov(size, Rcx, self.layout.f(insn.rs2));
-            if negated {
-                self.a.unary(Unary::Not, size, Rcx);
-            }
-            self.a.shift(Shift::Shr, size, Rcx, sign);
-            self.a.shift(Shift::Shl, size, Rcx, sign);
-            if !xor {
-                self.a.bit_imm(RESET, size, Rax, sign);
-            }
-            self.a.alu(Alu::Xor, size, Rm::Reg(Rax), Rcx);
+        let to = mapped_f(insn.rd).unwrap_or(0);
+        let a = self.get_f(insn.rs1, 0);
+        if insn.rs1 == insn.rs2 && !negated && !xor {
+            self.put_f(format, insn.rd, a);
+            return self.end(insn, exits);
         }
-        self.put_bits(format, insn.rd, Rax);
+        // XMM2: the sign bit.
+        self.ones(2);
+        self.a.sse(Sse::P66, op::SHIFT, D, 6, Xm::Xmm(2));
+        self.a.byte(63);
+        if format == Single {
+            self.a.sse(Sse::P66, op::SHIFT, D, 2, Xm::Xmm(2));
+            self.a.byte(32);
+        }
+        if insn.rs1 == insn.rs2 {
+            let (opcode, x, y) = if negated { (op::XOR, a, 2) } else { (op::AND_NOT, 2, a) };
+            self.a.avx(Sse::None, opcode, to, x, Xm::Xmm(y));
+        } else {
+            let b = self.get_f(insn.rs2, 1);
+            let opcode = if negated { op::AND_NOT } else { op::AND };
+            self.a.avx(Sse::None, opcode, 1, b, Xm::Xmm(2));
+            if xor {
+                self.a.avx(Sse::None, op::XOR, to, a, Xm::Xmm(1));
+            } else {
+                self.a.avx(Sse::None, op::AND_NOT, 0, 2, Xm::Xmm(a));
+                self.a.avx(Sse::None, op::OR, to, 0, Xm::Xmm(1));
+            }
+        }
+        self.put_f(format, insn.rd, to);
         self.end(insn, exits);
     }
 
@@ -414,25 +488,30 @@ impl Emit<'_> {
         let mut exits = self.begin_with(format, &[insn.rs1]);
         // Out of range, SSE may say that the result is inexact, too, if it rounds first or to more bits.
         if rounds.is_some() || !integer.signed {
-            let top = self.layout.f(insn.rs1).plus(if format == Double { 4 } else { 0 });
-            let limit = limit(format, integer);
-            if integer.signed {
-                self.a.mov(D, Rax, top);
-                self.a.alu_imm(Alu::And, D, Rax, i32::MAX);
-                self.a.alu_imm(Alu::Cmp, D, Rax, limit);
-            } else {
-                // The negative are beyond the limit as well.
-                self.a.alu_imm(Alu::Cmp, D, top, limit);
+            let place = self.layout.f(insn.rs1);
+            match (mapped_f(insn.rs1), format) {
+                (Some(xmm), Double) => self.a.sse3a(op::EXTRACT, D, xmm, Xm::Gpr(Rax), 1),
+                (Some(xmm), Single) => {
+                    self.a.sse(Sse::P66, op::FROM_XMM, D, xmm, Xm::Gpr(Rax));
+                }
+                (None, Double) => self.a.mov(D, Rax, place.plus(4)),
+                (None, Single) => self.a.mov(D, Rax, place),
             }
+            // Negative numbers are beyond the limit of the unsigned formats as well.
+            if integer.signed {
+                self.a.alu_imm(Alu::And, D, Rax, i32::MAX);
+            }
+            self.a.alu_imm(Alu::Cmp, D, Rax, limit(format, integer));
             exits.step.push(self.a.jcc(Cond::Ae));
         }
-        self.load_f(format, 0, insn.rs1);
+        let mut from = self.get_f(insn.rs1, 0);
         if let Some(mode) = rounds {
-            self.a.round(format == Double, 0, 0, mode);
+            self.a.round(format == Double, 0, from, mode);
+            from = 0;
         }
         let opcode = if insn.rm == DYNAMIC { op::TO_INTEGER } else { op::TRUNCATE };
         let size = if integer.signed { integer.size } else { Q };
-        self.a.sse(format.scalar(), opcode, size, Rax as u8, Xm::Xmm(0));
+        self.a.sse(format.scalar(), opcode, size, Rax as u8, Xm::Xmm(from));
         if integer.signed && rounds.is_none() {
             // What is out of range is the smallest number.
             self.a.alu_imm(Alu::Cmp, size, Rax, 1);
@@ -464,13 +543,11 @@ impl Emit<'_> {
             return false;
         }
         let mut exits = self.begin();
-        // The conversion keeps the rest of its target, and would wait for it.
-        self.a.sse(Sse::None, op::XOR, D, 0, Xm::Xmm(0));
+        let to = Self::target_f(insn.rd, &[]);
+        // The conversion keeps the rest of its target.
+        self.ones(to);
         let from = if integer.signed {
-            match mapped(insn.rs1) {
-                Some(reg) => Xm::Gpr(reg),
-                None => Xm::Mem(crate::layout::Layout::x(insn.rs1)),
-            }
+            Self::x(insn.rs1)
         } else {
             self.a.mov(integer.size, Rax, Self::rm(insn.rs1));
             if integer.size == Q {
@@ -480,8 +557,8 @@ impl Emit<'_> {
             Xm::Gpr(Rax)
         };
         let size = if integer.signed { integer.size } else { Q };
-        self.a.sse(format.scalar(), op::FROM_INTEGER, size, 0, from);
-        self.put_f(format, insn.rd);
+        self.a.sse(format.scalar(), op::FROM_INTEGER, size, to, from);
+        self.put_f(format, insn.rd, to);
         self.end(insn, exits);
         true
     }
@@ -494,9 +571,10 @@ impl Emit<'_> {
             _ => return false,
         };
         let exits = self.begin_with(from, &[insn.rs1]);
-        self.load_f(from, 0, insn.rs1);
-        self.a.sse(from.scalar(), op::CONVERT, D, 0, Xm::Xmm(0));
-        self.finish(insn, to, exits);
+        let (xmm, a) = (Self::target_f(insn.rd, &[insn.rs1]), self.get_f(insn.rs1, 1));
+        self.ones(xmm);
+        self.a.sse(from.scalar(), op::CONVERT, D, xmm, Xm::Xmm(a));
+        self.finish(insn, to, exits, xmm);
         true
     }
 
@@ -516,9 +594,10 @@ impl Emit<'_> {
             _ => return false,
         };
         let exits = self.begin_with(format, &[insn.rs1]);
-        self.load_f(format, 0, insn.rs1);
+        let a = self.get_f(insn.rs1, 0);
+        self.copy_f(0, a);
         self.a.round(format == Double, 0, 0, mode | quiet);
-        self.finish(insn, format, exits);
+        self.finish(insn, format, exits, 0);
         true
     }
 
@@ -543,8 +622,8 @@ impl Emit<'_> {
         };
         let exits = self.begin_with(format, &[insn.rs1, insn.rs2]);
         // The other way round: "above" is false when the operands are unordered, "below" is true.
-        self.load_f(format, 0, insn.rs2);
-        self.a.sse(format.compare(), opcode, D, 0, self.f(insn.rs1));
+        let b = self.get_f(insn.rs2, 0);
+        self.a.sse(format.compare(), opcode, D, b, self.f(insn.rs1));
         if cond == Cond::E {
             self.a.setcc(Cond::Np, Rax);
             self.a.setcc(Cond::E, Rcx);
@@ -562,17 +641,16 @@ impl Emit<'_> {
     /// Minimum or maximum. `equal` combines operands that are equal: they are the same but for the signs of zeros.
     fn choose(&mut self, insn: &Insn, format: Format, opcode: u8, equal: u8) {
         let mut exits = self.begin_with(format, &[insn.rs1, insn.rs2]);
-        self.load_f(format, 0, insn.rs1);
-        self.load_f(format, 1, insn.rs2);
-        self.a.sse(format.compare(), op::COMPARE, D, 0, Xm::Xmm(1));
+        let (a, b) = (self.get_f(insn.rs1, 0), self.get_f(insn.rs2, 1));
+        self.a.sse(format.compare(), op::COMPARE, D, a, Xm::Xmm(b));
         exits.step.push(self.a.jcc(Cond::P));
         let differ = self.a.jcc(Cond::Ne);
-        self.a.sse(Sse::None, equal, D, 0, Xm::Xmm(1));
+        self.a.avx(Sse::None, equal, 2, a, Xm::Xmm(b));
         let done = self.a.jmp();
         self.a.fix(differ);
-        self.a.sse(format.scalar(), opcode, D, 0, Xm::Xmm(1));
+        self.a.avx(format.scalar(), opcode, 2, a, Xm::Xmm(b));
         self.a.fix(done);
-        self.put_f(format, insn.rd);
+        self.put_f(format, insn.rd, 2);
         self.end(insn, exits);
     }
 }
