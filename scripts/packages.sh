@@ -1,4 +1,4 @@
-# Installs the Debian packages that are missing. Sourced by scripts/demo and scripts/test; changes nothing, and needs
+# Installs the Debian packages that are missing. Sourced by scripts/bench, demo and test; changes nothing, and needs
 # no root, where everything is there.
 #
 # Packages come from the sources that this machine's apt is set up with. Where those have no QEMU 10, the backports

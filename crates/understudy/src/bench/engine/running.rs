@@ -140,8 +140,13 @@ impl Running {
         }
     }
 
+    /// What a process that ended wrote to standard error.
+    pub(super) fn words(&self) -> String {
+        self.words.recv_timeout(Duration::from_secs(1)).unwrap_or_default()
+    }
+
     fn ended(&self, text: &str) -> anyhow::Error {
-        let words = self.words.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+        let words = self.words();
         let words = words.lines().last().unwrap_or("no word").to_owned();
         anyhow!("the machine ended before {text:?} after {}: {words}", self.tail())
     }

@@ -90,11 +90,12 @@ impl Setting<'_> {
 
     fn understudy(&self, side: Side) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
+        let engine = self.engine.iter().flat_map(|engine| ["--engine", engine]);
         if side == Side::Replay {
-            command.arg("replay").arg(self.recording);
+            command.arg("replay").args(engine).arg(self.recording);
             return Ok(command);
         }
-        command.args(["run", "--memory", MEMORY, "--smp", "1"]);
+        command.args(["run", "--memory", MEMORY, "--smp", "1", "--stats"]).args(engine);
         command.arg("--kernel").arg(self.kernel).arg("--initrd").arg(self.initrd);
         command.args(["--append", &self.append(side)]);
         if let Some(disk) = &self.disk {
@@ -102,9 +103,6 @@ impl Setting<'_> {
         }
         if self.has_net {
             command.args(["--net", &format!("tap={},mac={}", side.tap(), mac(side))]);
-        }
-        if let Some(engine) = self.engine {
-            command.args(["--engine", engine]);
         }
         if side == Side::Recording {
             command.arg("--record").arg(self.recording);
@@ -181,8 +179,7 @@ mod tests {
             let has_it = words(side).iter().any(|word| word.contains("/r"));
             assert_eq!(has_it, !matches!(side, Side::Ours | Side::Qemu), "{side:?}");
         }
-        assert_eq!(words(Side::Replay), ["replay", "/r"]);
-        assert!(words(Side::Ours).ends_with(&["--engine".to_owned(), "jit".to_owned()]));
+        assert_eq!(words(Side::Replay), ["replay", "--engine", "jit", "/r"]);
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         script(
             "disk-read",
             "virtio-blk, dd iflag=direct",
-            "dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null",
+            "for i in 1 2 3 4; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null || exit 1; done",
         ),
     ),
     with(
@@ -117,16 +117,16 @@ pub(super) const WORKLOADS: &[Workload] = &[
         script(
             "disk-write",
             "virtio-blk, dd oflag=direct",
-            "dd if=/tmp/zeros of=/dev/vda bs=64k count=2048 oflag=direct 2>/dev/null",
+            "for i in 1 2 3 4; do dd if=/tmp/zeros of=/dev/vda bs=64k oflag=direct 2>/dev/null || exit 1; done",
         ),
     ),
     with(
         Needs::Net,
-        script("net-send", "iperf3 from the guest", "iperf3 -c 10.97.0.1 -n 200M > /tmp/iperf"),
+        script("net-send", "iperf3 from the guest", "iperf3 -c 10.97.0.1 -n 400M > /tmp/iperf"),
     ),
     with(
         Needs::Net,
-        script("net-receive", "iperf3 to the guest", "iperf3 -c 10.97.0.1 -R -n 200M > /tmp/iperf"),
+        script("net-receive", "iperf3 to the guest", "iperf3 -c 10.97.0.1 -R -n 400M > /tmp/iperf"),
     ),
 ];
 
