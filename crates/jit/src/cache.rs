@@ -8,7 +8,8 @@
 use crate::arena::Arena;
 use crate::emit::{Emit, Page};
 use crate::features::Features;
-use crate::layout::{Layout, State};
+use crate::layout::Layout;
+use crate::runtime::{Entry, Found, State, Stats};
 use crate::stubs::Stubs;
 use crate::tables::Tables;
 
@@ -22,37 +23,6 @@ const STUBS: usize = 4096;
 const CODE_MAX: usize = 64 << 10;
 /// Counters of executions.
 const HEATS: usize = 1 << 16;
-
-/// A place to enter generated code at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    pub(crate) address: u32,
-    pub(crate) generation: u64,
-}
-
-/// What is known of an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// There is code for it.
-    Code(Entry),
-    /// This page of RAM has code, but none for it.
-    Missing(u32),
-    /// Its page is not in the TLB: [`Jit::map`] it.
-    Unmapped,
-}
-
-/// What is in memory and was done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Bytes of generated code.
-    pub code_bytes: u64,
-    /// Bytes of tables.
-    pub table_bytes: u64,
-    /// Entry points made so far.
-    pub blocks: u64,
-    /// Chunks that made room.
-    pub evictions: u64,
-}
 
 /// A page's code.
 #[derive(Debug)]

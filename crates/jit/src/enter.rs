@@ -7,63 +7,11 @@
 
 #![expect(unsafe_code, reason = "calls generated code, which calls back")]
 
-use isa::Insn;
-
-use crate::cache::{Entry, Jit};
+use crate::cache::Jit;
 use crate::emit::STRADDLE;
-use crate::layout::State;
 use crate::pack::unpack;
+use crate::runtime::{Answer, Entry, Exit, Link, Runtime};
 use crate::stubs::{answer, reason};
-
-/// Makes the steps that generated code does not make itself.
-pub trait Runtime {
-    /// The hart's state.
-    fn state(&mut self) -> State<'_>;
-
-    /// RAM, at the same place throughout.
-    fn ram(&mut self) -> &mut [u8];
-
-    /// Makes the step at `pc`; `insn` is `None` when the instruction has to be fetched, because it ends on the next page.
-    /// `left` is what is left of the budget after it.
-    fn step(&mut self, insn: Option<Insn>, pc: u64, left: u64) -> Answer;
-}
-
-/// How to go on after a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// Behind the instruction.
-    Continue,
-    /// At another place.
-    Jump(u64),
-    /// Not: leave generated code.
-    Leave,
-}
-
-/// Why generated code came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// At `pc` there is a block longer than what is left of the budget.
-    Budget {
-        /// Address of the block.
-        pc: u64,
-    },
-    /// At `pc` there is no code.
-    Missing {
-        /// Address.
-        pc: u64,
-        /// The jump that wanted to go there, for [`Jit::link`].
-        link: Option<Link>,
-    },
-    /// A step said [`Answer::Leave`].
-    Left,
-}
-
-/// A jump that can be patched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
-    site: u32,
-    generation: u64,
-}
 
 extern "sysv64" fn step<R: Runtime>(runtime: *mut R, insn: u64, place: u32, budget: i64) -> u64 {
     // SAFETY: `enter` stored this pointer, made from its exclusive reference, and uses that no more until generated code

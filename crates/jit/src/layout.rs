@@ -1,55 +1,20 @@
 //! Where generated code finds a hart's state, relative to its base register.
+//!
+//! # Invariants
+//! - INV-LAYOUT-1: generated code holds distances from the base register, of any hart that is laid out as the one that it was
+//!   made for; that is checked whenever it is entered.
+//! - INV-LAYOUT-2: no guest register has RAX, RCX or RDX, which hold what is between, nor the base or the budget's register.
 
 use std::mem::offset_of;
 
 use crate::asm::{Mem, Reg};
+use crate::runtime::{CSRS, Csr, State};
 use crate::tables::{DataEntry, FetchEntry, Tables};
 
 /// Base register of a hart's state: points at `x[16]`, so that every integer register is within a byte's displacement.
 pub(crate) const BASE: Reg = Reg::Rbp;
 /// Steps left.
 pub(crate) const BUDGET: Reg = Reg::R15;
-
-/// A hart's state as generated code uses it.
-#[derive(Debug)]
-pub struct State<'a> {
-    /// Integer registers, x0 first. Nothing writes x0.
-    pub x: &'a mut [u64; 256],
-    /// Floating-point registers, NaN-boxed.
-    pub f: &'a mut [u64; 32],
-    /// Caches and the present position.
-    pub tables: &'a mut Tables,
-    /// Control and status registers, and the reservation, that code reads and writes without further ado, in the order of [`Csr`].
-    pub csrs: [&'a mut u64; CSRS],
-}
-
-/// Number of [`Csr`]s.
-pub const CSRS: usize = 10;
-
-/// A register of [`State::csrs`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Csr {
-    /// `mstatus`.
-    Mstatus,
-    /// `sscratch`.
-    Sscratch,
-    /// `sepc`.
-    Sepc,
-    /// `scause`.
-    Scause,
-    /// `stval`.
-    Stval,
-    /// `mie`.
-    Mie,
-    /// Bits of `mip` that software sets.
-    MipSoft,
-    /// Bits of `mip` that devices and timers set.
-    Lines,
-    /// Guest physical address of the reservation, [`crate::tables::NO_RESERVATION`] when there is none.
-    ReservationGpa,
-    /// Value that the reservation's LR read, sign-extended.
-    ReservationValue,
-}
 
 /// Distances from `x[16]`.
 #[derive(Debug, Clone, Copy)]

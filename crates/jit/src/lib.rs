@@ -16,38 +16,50 @@
 //! - INV-JIT-2: thresholds, cache sizes, evictions and invalidations change nothing but speed.
 //! - INV-JIT-3: jumps that are patched stay within their page's code, which is dropped as a whole.
 //!
-//! and those of [`arena`], [`asm`], [`emit`], [`stubs`] and [`tables`].
+//! and those of the modules.
+//!
+//! # Other hosts
+//! Where the host is none of x86-64 with Linux, or the feature `no-jit` says so, `absent` stands for the translator: it cannot
+//! be made, and the interpreter serves.
 //!
 //! # References
 //! `../shared/jit-findings.md` (measurements of a prototype).
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit"))),
+    expect(dead_code, reason = "the translator is not there to use it")
+)]
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit"))))]
+mod absent;
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod arena;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod asm;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod cache;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod emit;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod enter;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod features;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod layout;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod pack;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod runtime;
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod stubs;
 pub mod tables;
 
 /// Whether there is a translator for this kind of host at all.
-pub const IS_SUPPORTED: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
+pub const IS_SUPPORTED: bool =
+    cfg!(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")));
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use self::cache::{Entry, Found, Jit, Stats};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use self::enter::{Answer, Exit, Runtime};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use self::layout::{CSRS, Csr, State};
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit"))))]
+pub use self::absent::Jit;
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
+pub use self::cache::Jit;
+pub use self::runtime::{Answer, CSRS, Csr, Entry, Exit, Found, Link, Runtime, State, Stats};
 pub use self::tables::Tables;

@@ -12,7 +12,7 @@ use std::mem::offset_of;
 use isa::{Insn, Op};
 
 use crate::asm::{Alu, Cond, Fixup, Mem, Reg, Size};
-use crate::layout::Csr;
+use crate::runtime::Csr;
 use crate::tables::{NO_RESERVATION, Tables};
 
 use super::Emit;

@@ -391,7 +391,7 @@ mod tests {
     use super::*;
     use crate::emit::Page;
     use crate::features::Features;
-    use crate::layout::{CSRS, State};
+    use crate::runtime::{CSRS, State};
     use crate::stubs::Stubs;
     use crate::tables::Tables;
 

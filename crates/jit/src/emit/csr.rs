@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use isa::{Insn, Op};
 
 use crate::asm::{Alu, Cond, Fixup, Reg, Shift, Size};
-use crate::layout::Csr;
+use crate::runtime::Csr;
 use crate::tables::Tables;
 
 use super::{Emit, float};
