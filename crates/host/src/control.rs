@@ -214,6 +214,9 @@ pub struct VmStatus {
     pub log_bytes_per_s: u64,
     /// Steps that the machine has made.
     pub icount: u64,
+    /// Digests of a primary that this host has compared with its own, so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<u64>,
     /// The last failover that this host took part in.
     pub failover: Option<FailoverTimes>,
     /// What is under way.
@@ -486,6 +489,7 @@ mod tests {
             lag_ms: 0,
             log_bytes_per_s: 0,
             icount: 9,
+            digests: None,
             failover: Some(FailoverTimes { detection_us: 1, ..Default::default() }),
             progress: None,
             protect_pause_us: None,
@@ -542,7 +546,7 @@ mod tests {
         let text = serde_json::to_string(&status()).unwrap();
         assert_eq!(
             text,
-            r#"{"name":"web","role":"primary","state":"Not Protected","detail":"Need Secondary","reason":null,"remedy":null,"live_host":"alpha","secondary_host":null,"generation":3,"lag_ms":0,"log_bytes_per_s":0,"icount":9,"failover":{"detection_us":1,"arbitration_us":0,"catch_up_us":0,"announce_us":0,"at_unix_ms":0},"progress":null}"#
+            r#"{"name":"web","role":"primary","state":"Not Protected","detail":"Need Secondary","reason":null,"remedy":null,"live_host":"alpha","secondary_host":null,"generation":3,"lag_ms":0,"log_bytes_per_s":0,"icount":9,"failover":{"detection_us":1,"arbitration_us":0,"catch_up_us":0,"announce_us":0,"at_unix_ms":0},"progress":null,"engine":"jit"}"#
         );
         let request = Request::Stop { vm: "web".into() };
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"op":"stop","vm":"web"}"#);

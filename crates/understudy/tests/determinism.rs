@@ -1,63 +1,21 @@
 //! A machine is a function of its recording: Debian with a disk, a network and a client, recorded by one process and
-//! replayed by others with other slices, cold caches and a busy core, has the same digest at every mark.
+//! replayed by others with another engine, other slices, cold caches and a busy core, has the same digest at every mark.
 //!
 //! Each test runs itself again in network, mount and process namespaces of its own, so that nothing stays behind.
 
+mod inside;
 mod vmrun;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Output};
 
 use guest::GuestKind;
+use inside::{BRIDGE, GUEST_NET, Redis, is_inside, make_network, tool};
 use vmrun::{Ended, Running, guest, run_command, understudy};
 
-/// Set inside the namespaces.
-const INSIDE: &str = "UNDERSTUDY_TEST_INSIDE";
-const BRIDGE: &str = "br0";
-const HOST_NET: &str = "10.77.0.1/24";
-const GUEST_NET: &str = "10.77.0.2/24";
-const REDIS: &str = "10.77.0.2:6379";
 /// Fewest digests that a recording of a boot has to have for the comparison to say something.
 const DIGESTS_MIN: u64 = 20;
-
-/// Whether this is the process inside the namespaces. Outside, the test `name` is run there, and has to pass.
-fn is_inside(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let me = std::env::current_exe().expect("a test knows its file");
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "unshare"]);
-    if !rustix::process::geteuid().is_root() {
-        command.arg("--map-root-user");
-    }
-    command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-    command.arg(me).args(["--exact", name, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null());
-    let output = command.output().expect("setpriv and unshare (package util-linux) run");
-    let text = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
-    assert!(
-        output.status.success(),
-        "failed inside; if it is about namespaces: this test needs root, or user namespaces that anybody may make\n{}",
-        text.concat()
-    );
-    false
-}
-
-fn tool(program: &str, package: &str, args: &[&str]) {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let output = Command::new(program).args(args).env("PATH", path).output();
-    let output = output.unwrap_or_else(|e| panic!("cannot run {program} (package {package}): {e}"));
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {} failed: {words}", args.join(" "));
-}
-
-fn ip(args: &[&str]) {
-    tool("ip", "iproute2", args);
-}
 
 /// A process that is killed when this is dropped.
 struct Busy(Child);
@@ -102,12 +60,14 @@ fn replay(dir: &Path, args: &[&str]) -> Replayed {
     replayed(understudy().arg("replay").arg(dir).args(args).output().expect("replay runs"))
 }
 
-/// Replays with other timing than the recording had: one core, shared with somebody busy, odd slices, cold caches.
-fn replay_elsewhere(dir: &Path) -> Replayed {
+/// Replays with another engine and other timing than the recording had: one core, shared with somebody busy, odd slices,
+/// cold caches.
+fn replay_elsewhere(dir: &Path, engine: &str) -> Replayed {
     let _busy = Busy::on_core("0");
     let mut command = Command::new("taskset");
     command.args(["-c", "0", env!("CARGO_BIN_EXE_understudy"), "replay"]).arg(dir);
     command.args(["--slice", "9973", "--drop-caches-every", "3000001"]);
+    command.args(["--engine", engine]);
     replayed(command.output().expect("taskset (package util-linux) runs"))
 }
 
@@ -117,32 +77,9 @@ fn assert_same(live: &Ended, replayed: &Replayed) {
     assert!(replayed.console == live.console, "the consoles differ:\n{}", replayed.console);
 }
 
-/// A client that is told of `writes` writes, one by one.
-fn write_to_redis(writes: usize) {
-    let limit = Some(Duration::from_secs(60));
-    let mut stream = TcpStream::connect(REDIS).expect("Redis takes connections");
-    stream.set_read_timeout(limit).expect("a time limit can be set");
-    let mut answers =
-        BufReader::new(stream.try_clone().expect("a socket has more than one handle"));
-    for n in 1..=writes {
-        // Some fill several frames and blocks.
-        let value = format!("{n:08}").repeat(if n % 10 == 0 { 600 } else { 10 });
-        let length = value.len();
-        let command = format!("*3\r\n$5\r\nRPUSH\r\n$3\r\nlog\r\n${length}\r\n{value}\r\n");
-        stream.write_all(command.as_bytes()).expect("Redis reads");
-        let mut answer = String::new();
-        answers.read_line(&mut answer).expect("Redis answers");
-        assert_eq!(answer, format!(":{n}\r\n"));
-    }
-    stream.write_all(b"*2\r\n$8\r\nSHUTDOWN\r\n$6\r\nNOSAVE\r\n").expect("Redis reads");
-}
-
-/// Records a Redis guest with `writes` writes from its boot to its end.
-fn record_redis(work: &Path, harts: u8, writes: usize) -> (PathBuf, Ended) {
-    ip(&["link", "set", "lo", "up"]);
-    ip(&["link", "add", BRIDGE, "type", "bridge", "forward_delay", "0"]);
-    ip(&["addr", "add", HOST_NET, "dev", BRIDGE]);
-    ip(&["link", "set", BRIDGE, "up"]);
+/// Records a Redis guest on `engine` with `writes` writes from its boot to its end.
+fn record_redis(work: &Path, engine: &str, harts: u8, writes: usize) -> (PathBuf, Ended) {
+    make_network();
     let files = guest(GuestKind::Redis);
     let (disk, dir) = (work.join("disk"), work.join("recording"));
     fs::copy(files.disk.as_ref().expect("a Redis guest has a disk"), &disk)
@@ -151,9 +88,12 @@ fn record_redis(work: &Path, harts: u8, writes: usize) -> (PathBuf, Ended) {
     command.arg("--initrd").arg(&files.initrd).args(["--net", &format!("bridge={BRIDGE}")]);
     command.arg("--disk").arg(format!("path={}", disk.display()));
     command.arg("--record").arg(&dir).args(["--digest-interval", "50"]);
+    command.args(["--engine", engine]);
     let mut live = Running::start(&mut command);
     live.wait_for("understudy: redis ready");
-    write_to_redis(writes);
+    let mut redis = Redis::connect();
+    redis.write(writes);
+    redis.shut_down();
     live.wait_for("understudy: redis ended");
     live.type_line("exit");
     let ended = live.wait();
@@ -206,9 +146,10 @@ fn redis_with_disk_and_network_replays_the_same_and_damage_is_found() {
         return;
     }
     let work = tempfile::tempdir().expect("room for temporary files");
-    let (dir, live) = record_redis(work.path(), 1, 300);
-    let whole = replay_elsewhere(&dir);
+    let (dir, live) = record_redis(work.path(), "jit", 1, 300);
+    let whole = replay_elsewhere(&dir, "interpreter");
     assert_same(&live, &whole);
+    assert_same(&live, &replay(&dir, &["--engine", "jit"]));
     assert_damage_is_found(&dir, &whole);
 }
 
@@ -219,8 +160,8 @@ fn two_harts_replay_the_same() {
         return;
     }
     let work = tempfile::tempdir().expect("room for temporary files");
-    let (dir, live) = record_redis(work.path(), 2, 60);
-    assert_same(&live, &replay_elsewhere(&dir));
+    let (dir, live) = record_redis(work.path(), "interpreter", 2, 60);
+    assert_same(&live, &replay_elsewhere(&dir, "jit"));
 }
 
 #[test]
@@ -232,8 +173,8 @@ fn full_disk_ends_the_recording_and_not_the_vm() {
     let work = tempfile::tempdir().expect("room for temporary files");
     let images =
         [&files.kernel, &files.initrd].map(|path| fs::metadata(path).expect("it was built").len());
-    // What the machine boots, and a few pages of log.
-    let size = images.iter().map(|bytes| bytes.div_ceil(4096)).sum::<u64>() + 4;
+    // What the machine boots, what it is, and a page of log: less than the digests of a boot, however fast.
+    let size = images.iter().map(|bytes| bytes.div_ceil(4096)).sum::<u64>() + 2;
     let dir = work.path().join("small");
     fs::create_dir(&dir).expect("a new directory");
     let target = dir.display().to_string();
@@ -248,7 +189,7 @@ fn full_disk_ends_the_recording_and_not_the_vm() {
         .arg(&files.initrd)
         .arg("--record")
         .arg(&dir)
-        .args(["--digest-interval", "10"]);
+        .args(["--digest-interval", "1"]);
     let mut live = Running::start(&mut command);
     live.wait_for("understudy: shell ready");
     live.type_line("echo still $((40 + 2)) here");

@@ -311,6 +311,7 @@ impl Vm {
         });
         let starting =
             matches!(status.protection, Protection::NotProtected(NotProtected::Starting { .. }));
+        let digests = self.shared.digests.load(Ordering::Relaxed);
         let percent = u8::try_from(self.shared.percent.load(Ordering::Relaxed)).unwrap_or(100);
         VmStatus {
             name: self.shared.name.clone(),
@@ -325,6 +326,7 @@ impl Vm {
             lag_ms: status.lag_us / 1000,
             log_bytes_per_s: self.shared.log_rate.load(Ordering::Relaxed),
             icount: self.shared.icount.load(Ordering::Relaxed),
+            digests: (digests > 0).then_some(digests),
             failover,
             progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
             protect_pause_us: (inner.arm_pause_us > 0).then_some(inner.arm_pause_us),

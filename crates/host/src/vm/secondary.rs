@@ -255,6 +255,7 @@ impl Secondary {
 
     fn check_digest(&mut self, shared: &Shared, theirs: u64) -> Applied {
         let ours = self.machine.digest();
+        shared.digests.fetch_add(1, Ordering::Relaxed);
         if ours == theirs {
             return Applied::Yes;
         }

@@ -135,6 +135,8 @@ pub(crate) struct Shared {
     /// How much of the snapshot under way was looked at, in percent.
     pub(crate) percent: AtomicU64,
     pub(crate) icount: AtomicU64,
+    /// Digests of a primary that this host's machine was compared with.
+    pub(crate) digests: AtomicU64,
     /// Whether anybody replays the log, so that digests are worth taking.
     pub(crate) has_follower: AtomicBool,
 }
@@ -221,6 +223,7 @@ impl Shared {
             log_rate: AtomicU64::new(0),
             percent: AtomicU64::new(0),
             icount: AtomicU64::new(0),
+            digests: AtomicU64::new(0),
             has_follower: AtomicBool::new(false),
         })
     }

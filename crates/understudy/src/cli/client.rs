@@ -172,6 +172,9 @@ fn table(vm: &VmStatus) -> String {
     rows.push(("Log Bandwidth", format!("{:.1} kbit/s", vm.log_bytes_per_s as f64 * 8.0 / 1000.0)));
     rows.push(("Generation", vm.generation.to_string()));
     rows.push(("Icount", vm.icount.to_string()));
+    if let Some(digests) = vm.digests {
+        rows.push(("Digests compared", digests.to_string()));
+    }
     if let Some(f) = &vm.failover {
         let ms = |us: u64| us as f64 / 1000.0;
         rows.push((

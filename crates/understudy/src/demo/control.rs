@@ -138,6 +138,7 @@ pub(crate) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus
         lag_ms: 0,
         log_bytes_per_s: 0,
         icount: 0,
+        digests: None,
         failover: None,
         progress: None,
         protect_pause_us: None,
