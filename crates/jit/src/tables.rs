@@ -50,6 +50,8 @@ pub struct Tables {
     pub(crate) fetch_id: u64,
     pub(crate) budget: i64,
     pub(crate) exit_pc: u64,
+    /// A register of generated code while the runtime runs.
+    pub(crate) kept: u64,
     pub(crate) exit_reason: u32,
     pub(crate) link_site: u32,
     /// Runtime and its step function while generated code runs.
@@ -114,6 +116,7 @@ impl Tables {
             fetch_id: 0,
             budget: 0,
             exit_pc: 0,
+            kept: 0,
             exit_reason: 0,
             link_site: 0,
             runtime: 0,

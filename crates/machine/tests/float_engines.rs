@@ -42,7 +42,9 @@ mod row {
     pub(super) const MSTATUS_AFTER: i32 = 56;
     pub(super) const F_AFTER: i32 = 64;
     pub(super) const X_AFTER: i32 = 104;
-    pub(super) const SIZE: u64 = 144;
+    /// Stored between the instructions.
+    pub(super) const BETWEEN: i32 = 144;
+    pub(super) const SIZE: u64 = 160;
 }
 
 /// Registers that the instruction under test uses: two sources, a third, two destinations.
@@ -228,7 +230,8 @@ fn program(t: Template, registers: [u32; 5], fs: bool) -> Vec<u8> {
     if fs {
         p.ops(&[csr(3, 0, MSTATUS, 8), csr(2, 0, MSTATUS, 7)]);
     }
-    p.ops(&[t.with(d, a, b, c), t.with(e, d, a, b), t.with(a, a, a, c), t.with(b, e, b, d)]);
+    p.ops(&[t.with(d, a, b, c), t.with(e, d, a, b), fsd(d, 5, row::BETWEEN)]);
+    p.ops(&[t.with(a, a, a, c), fsd(e, 5, row::BETWEEN + 8), t.with(b, e, b, d)]);
     p.ops(&[csrr(6, FCSR), csrr(7, MSTATUS), csr(2, 0, MSTATUS, 8)]);
     p.ops(&[sd(6, 5, row::FCSR_AFTER), sd(7, 5, row::MSTATUS_AFTER)]);
     for (k, r) in (0..).zip([a, b, c, d, e]) {

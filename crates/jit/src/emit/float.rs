@@ -19,12 +19,12 @@ use std::mem::offset_of;
 
 use isa::{Insn, Op};
 
-use crate::asm::{Alu, Cond, Fixup, Mem, Reg, Rm, Size, Sse, Xm};
+use crate::asm::{Alu, Cond, Fixup, Reg, Rm, Size, Sse, Xm};
 use crate::layout::{BUDGET, Layout, mapped, mapped_f};
 use crate::tables::Tables;
 
 use super::{Cold, Emit};
-use Reg::{Rax, Rcx, Rdx};
+use Reg::{Rax, Rdx};
 use Size::{D, Q};
 
 /// What a block has seen to.
@@ -306,10 +306,9 @@ impl Emit<'_> {
             _ => return false,
         };
         let mut exits = self.begin();
-        self.address(insn.rs1, insn.imm);
         let len = if format == Double { 8 } else { 4 };
-        exits.step.push(self.translate_rax(len, is_store));
-        let place = Mem::indexed(Rax, Rcx, 0);
+        let (place, miss) = self.access(insn, len, is_store);
+        exits.step.extend(miss);
         let r = if is_store { insn.rs2 } else { insn.rd };
         match (is_store, mapped_f(r)) {
             (true, Some(xmm)) => self.a.sse(format.scalar(), op::STORE, D, xmm, Xm::Mem(place)),
@@ -626,8 +625,8 @@ impl Emit<'_> {
         self.a.sse(format.compare(), opcode, D, b, self.f(insn.rs1));
         if cond == Cond::E {
             self.a.setcc(Cond::Np, Rax);
-            self.a.setcc(Cond::E, Rcx);
-            self.a.alu(Alu::And, D, Rm::Reg(Rax), Rcx);
+            self.a.setcc(Cond::E, Rdx);
+            self.a.alu(Alu::And, D, Rm::Reg(Rax), Rdx);
             let to = Self::target(insn.rd);
             self.a.movzx(8, to, Rax);
             self.put(insn.rd, to);
@@ -652,6 +651,33 @@ impl Emit<'_> {
         self.a.fix(done);
         self.put_f(format, insn.rd, 2);
         self.end(insn, exits);
+    }
+}
+
+/// Whether the template uses RCX only where it calls the runtime, and writes no integer register.
+pub(super) fn keeps_rcx(insn: &Insn) -> bool {
+    match insn.op {
+        Op::FmaddS
+        | Op::FmsubS
+        | Op::FnmsubS
+        | Op::FnmaddS
+        | Op::FaddS
+        | Op::FsubS
+        | Op::FmulS
+        | Op::FdivS
+        | Op::FsqrtS
+        | Op::FmaddD
+        | Op::FmsubD
+        | Op::FnmsubD
+        | Op::FnmaddD
+        | Op::FaddD
+        | Op::FsubD
+        | Op::FmulD
+        | Op::FdivD
+        | Op::FsqrtD => insn.rm == DYNAMIC,
+        Op::FsgnjS | Op::FsgnjnS | Op::FsgnjxS | Op::FsgnjD | Op::FsgnjnD | Op::FsgnjxD => true,
+        Op::FminS | Op::FmaxS | Op::FminD | Op::FmaxD | Op::FmvWX | Op::FmvDX => true,
+        _ => false,
     }
 }
 

@@ -40,8 +40,8 @@ const BLOCKS_MAX: usize = 6;
 /// Code that is rarely run, put behind the block.
 #[derive(Debug)]
 enum Cold {
-    /// The instruction is left to the runtime; then on at `resume`.
-    Step { from: Vec<Fixup>, insn: u64, place: u32, resume: u64 },
+    /// The instruction is left to the runtime; then on at `resume`, with RCX as it was if the code there wants it.
+    Step { from: Vec<Fixup>, insn: u64, place: u32, resume: u64, keeps_rcx: bool },
     /// The same; then on at `resume`, if there is one and floating-point code may run inline, else at offset `next`.
     Guard { from: Vec<Fixup>, insn: u64, place: u32, next: u16, resume: Option<u64> },
     /// The budget is too small for the block.
@@ -181,7 +181,7 @@ impl<'a> Emit<'a> {
         let mut i = 0;
         while let Some(placed) = insns.get(i) {
             self.place_at(placed);
-            match find_group(&insns, i) {
+            match find_group(&insns, i, self.float.inline) {
                 Some(group) => {
                     self.grouped(&insns[i..=group.last], group);
                     i = group.last + 1;
@@ -359,7 +359,8 @@ impl<'a> Emit<'a> {
     /// Has the jumps in `from` leave the present instruction to the runtime, and go on here.
     pub(super) fn step_from(&mut self, from: Vec<Fixup>) {
         let (insn, place, resume) = (self.insn, self.place(), self.a.here());
-        self.cold.push(Cold::Step { from, insn, place, resume });
+        let keeps_rcx = self.group.is_some();
+        self.cold.push(Cold::Step { from, insn, place, resume, keeps_rcx });
     }
 
     fn cold_code(&mut self) {
@@ -376,11 +377,18 @@ impl<'a> Emit<'a> {
                     self.a.jmp_to(resume);
                     queue.extend(self.cold.drain(..));
                 }
-                Cold::Step { from, insn, place, resume } => {
+                Cold::Step { from, insn, place, resume, keeps_rcx } => {
                     for f in from {
                         self.a.fix(f);
                     }
+                    let kept = self.table(offset_of!(Tables, kept));
+                    if keeps_rcx {
+                        self.a.store(Q, kept, Rcx);
+                    }
                     self.call_step(insn, place);
+                    if keeps_rcx {
+                        self.a.mov(Q, Rcx, kept);
+                    }
                     self.a.jmp_to(resume);
                 }
                 Cold::Guard { from, insn, place, next, resume } => {
@@ -608,8 +616,8 @@ impl<'a> Emit<'a> {
     }
 }
 
-/// Length of an access and whether it is a store; `None` for other instructions.
-fn access_of(op: Op) -> Option<(i32, bool)> {
+/// Length of an access and whether it is a store; `None` for other instructions. `float`: of floating-point registers, too.
+fn access_of(op: Op, float: bool) -> Option<(i32, bool)> {
     Some(match op {
         Op::Lb | Op::Lbu => (1, false),
         Op::Lh | Op::Lhu => (2, false),
@@ -619,31 +627,37 @@ fn access_of(op: Op) -> Option<(i32, bool)> {
         Op::Sh => (2, true),
         Op::Sw => (4, true),
         Op::Sd => (8, true),
+        Op::Flw if float => (4, false),
+        Op::Fld if float => (8, false),
+        Op::Fsw if float => (4, true),
+        Op::Fsd if float => (8, true),
         _ => return None,
     })
 }
 
-/// The group that begins with the instruction `first`, if it has more than one access.
-fn find_group(insns: &[Placed], first: usize) -> Option<Group> {
+/// The group that begins with the instruction `first`, if it has more than one access. `float`: floating-point code may
+/// run inline.
+fn find_group(insns: &[Placed], first: usize, float: bool) -> Option<Group> {
     let head = insns[first].insn;
-    let (len, write) = access_of(head.op)?;
+    let (len, write) = access_of(head.op, float)?;
     let mut group =
         Group { last: first, base: head.rs1, low: head.imm, high: head.imm + len, write };
-    let mut writes_base = !write && head.rd == head.rs1;
+    let mut writes_base = !write && head.rd == head.rs1 && head.op < Op::Flw;
     for (i, placed) in insns.iter().enumerate().skip(first + 1).take(GROUP_SPAN) {
         let insn = &placed.insn;
         if writes_base {
             break;
         }
-        match access_of(insn.op) {
+        match access_of(insn.op, float) {
             Some((len, write)) if insn.rs1 == group.base => {
                 let (low, high) = (group.low.min(insn.imm), group.high.max(insn.imm + len));
                 if high - low > GROUP_BYTES {
                     break;
                 }
                 group = Group { last: i, low, high, write: group.write || write, ..group };
-                writes_base = !write && insn.rd == group.base;
+                writes_base = !write && insn.rd == group.base && insn.op < Op::Flw;
             }
+            None if float && float::keeps_rcx(insn) => {}
             None if keeps_rcx(insn) => writes_base = insn.rd == group.base,
             _ => break,
         }
