@@ -9,28 +9,43 @@ use std::time::Instant;
 const LIMIT: Duration = Duration::from_secs(60);
 const NAME: &str = "toy";
 
-/// Counts in a register and in memory; prints a letter, `A` to `P` in turn, for each 2^16 rounds.
-const COUNTER: [u32; 13] = [
+/// Counts in a register and in memory; prints the count of each 2^18 rounds as four letters, the first one a capital.
+const COUNTER: [u32; 24] = [
     0x1000_02b7, // lui   t0, 0x10000
     0x0010_0397, // auipc t2, 0x100
     0x0000_0313, // li    t1, 0
     0x0013_0313, // loop: addi t1, t1, 1
     0x0063_b023, // sd    t1, 0(t2)
-    0x0303_1e13, // slli  t3, t1, 48
+    0x02e3_1e13, // slli  t3, t1, 46
     0xfe0e_1ae3, // bnez  t3, loop
-    0x0103_5e93, // srli  t4, t1, 16
+    0x01e3_5e93, // srli  t4, t1, 30
     0x00fe_fe93, // andi  t4, t4, 15
     0x041e_8e93, // addi  t4, t4, 'A'
     0x01d2_8023, // sb    t4, 0(t0)
-    0xfe1f_f06f, // j     loop
-    0,
+    0x01a3_5e93, // srli  t4, t1, 26
+    0x00fe_fe93, // andi  t4, t4, 15
+    0x061e_8e93, // addi  t4, t4, 'a'
+    0x01d2_8023, // sb    t4, 0(t0)
+    0x0163_5e93, // srli  t4, t1, 22
+    0x00fe_fe93, // andi  t4, t4, 15
+    0x061e_8e93, // addi  t4, t4, 'a'
+    0x01d2_8023, // sb    t4, 0(t0)
+    0x0123_5e93, // srli  t4, t1, 18
+    0x00fe_fe93, // andi  t4, t4, 15
+    0x061e_8e93, // addi  t4, t4, 'a'
+    0x01d2_8023, // sb    t4, 0(t0)
+    0xfb1f_f06f, // j     loop
 ];
 
-/// Prints an `x` and powers off after some seconds' worth of steps.
-const STOPPER: [u32; 8] = [
-    0x0800_0337, // lui   t1, 0x8000
-    0xfff3_0313, // loop: addi t1, t1, -1
-    0xfe03_1ee3, // bnez  t1, loop
+/// Letters that [`COUNTER`] prints before they come again: far more than a test waits for.
+const LETTERS: u32 = 4 << 16;
+
+/// Powers off when something is typed.
+const STOPPER: [u32; 9] = [
+    0x1000_02b7, // lui   t0, 0x10000
+    0x0052_c303, // loop: lbu t1, 5(t0)
+    0x0013_7313, // andi  t1, t1, 1
+    0xfe03_0ce3, // beqz  t1, loop
     0x0010_02b7, // lui   t0, 0x100
     0x0000_5337, // lui   t1, 5
     0x5553_0313, // addi  t1, t1, 0x555
@@ -153,12 +168,30 @@ impl Lab {
     }
 }
 
-fn follows(a: u8, b: u8) -> bool {
-    (a - b'A' + 1) % 16 == b - b'A'
+/// The letter of [`COUNTER`]'s output at a place.
+fn letter(place: u32) -> u8 {
+    let digit = (place / 4 >> (12 - place % 4 * 4) & 15) as u8;
+    digit + if place.is_multiple_of(4) { b'A' } else { b'a' }
 }
 
-fn assert_in_sequence(bytes: &[u8]) {
-    assert!(bytes.windows(2).all(|w| follows(w[0], w[1])), "{}", String::from_utf8_lossy(bytes));
+/// The places in [`COUNTER`]'s output where these bytes begin and where they end, which have nothing left out or repeated.
+fn places(bytes: &[u8]) -> (u32, u32) {
+    let head = bytes.iter().position(u8::is_ascii_uppercase).expect("a number begins");
+    let digits = bytes[head..head + 4].iter().map(|b| u32::from(b.to_ascii_lowercase() - b'a'));
+    let first = digits.fold(0, |n, digit| n * 16 + digit) * 4 + LETTERS - head as u32;
+    for (place, byte) in (first..).zip(bytes) {
+        assert_eq!(letter(place), *byte, "{}", String::from_utf8_lossy(bytes));
+    }
+    (first % LETTERS, (first + bytes.len() as u32) % LETTERS)
+}
+
+/// Nothing is left out between these outputs of [`COUNTER`]. What the one host has printed and the other could not know to
+/// be, the latter prints again: as much as the guest makes in the time of a message or two, which depends on the engine and on
+/// what else runs here.
+fn assert_goes_on(old: &[u8], new: &[u8]) {
+    let ((_, end), (start, _)) = (places(old), places(new));
+    let repeated = (LETTERS + end - start) % LETTERS;
+    assert!(repeated < LETTERS / 2, "{} letters are left out", LETTERS - repeated);
 }
 
 #[test]
@@ -180,12 +213,7 @@ fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
         lab.wait("go-live", |l| next(l).is_some());
         let new = next(&lab).unwrap();
         lab.wait("output after go-live", |l| l.printed(new).len() > 40);
-        let (last, after) = (*old.last().unwrap(), lab.printed(new));
-        assert_in_sequence(&old);
-        assert_in_sequence(&after);
-        // Something may be sent twice, nothing is left out: the guest counts 16 letters before one comes again.
-        let ahead = (after[0] as i32 - last as i32).rem_euclid(16);
-        assert!(ahead <= 1 || ahead > 8, "{} then {}", last as char, after[0] as char);
+        assert_goes_on(&old, &lab.printed(new));
         live = new;
     }
     assert_eq!(
@@ -212,25 +240,24 @@ fn divergence_is_detected_reported_kept_and_healed() {
         l.status(0).and_then(|s| s.reason).is_some_and(|r| r.contains("diverged at step"))
     });
     lab.wait("both states", |l| l.kept_states("a") == 1 && l.kept_states("b") == 1);
-    lab.wait("protected again", |l| l.is_protected(0));
-    assert_in_sequence(&lab.printed(0));
+    lab.wait("protected again", |l| l.is_protected(0) && l.printed(0).len() > 20);
+    places(&lab.printed(0));
 }
 
 #[test]
-fn planned_switch_loses_nothing_and_repeats_nothing() {
+fn planned_switch_loses_nothing() {
     let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
     assert_eq!(lab.start(0, &COUNTER, ""), Response::Done);
-    let mut all = Vec::new();
     for (from, to) in [(0, 1), (1, 0)] {
         lab.wait("protected", |l| l.is_protected(from));
-        let skip = if from == 1 { 0 } else { all.len() };
+        lab.wait("output under protection", |l| l.printed(from).len() > 20);
+        let here_before = lab.printed(to).len();
         lab.hosts[from].daemon.failover(NAME).unwrap();
         lab.wait("switch", |l| l.is_live(to));
-        let old = lab.printed(from)[skip..].to_vec();
-        all.extend(old);
-        lab.wait("output", |l| l.printed(to).len() > 30);
+        lab.wait("output", |l| l.printed(to).len() > here_before + 30);
+        let (old, new) = (lab.printed(from), lab.printed(to)[here_before..].to_vec());
+        assert_goes_on(&old[old.len() - 20..], &new);
     }
-    assert_in_sequence(&lab.printed(1));
 }
 
 #[test]
@@ -238,6 +265,7 @@ fn guest_that_powers_off_protected_stops_everywhere_and_may_start_anywhere() {
     let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
     assert_eq!(lab.start(0, &STOPPER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
     lab.wait("protected", |l| l.is_protected(0));
+    lab.hosts[0].vm().type_at(0, b"x");
     let stopped = |l: &Lab, h| l.status(h).is_some_and(|s| s.role == Role::Stopped);
     lab.wait("off", |l| stopped(l, 0) && stopped(l, 1));
     let problem = lab.status(1).unwrap().reason;
@@ -271,8 +299,8 @@ fn secondary_that_cannot_keep_the_disk_costs_nothing_and_says_why() {
     assert_eq!(lab.start(0, &COUNTER, "[[disk]]\npath = \"disk\"\n"), Response::Done);
     lab.wait("reason", |l| l.status(0).unwrap().reason.is_some_and(|r| r.contains("disk.partial")));
     std::fs::remove_dir(lab.dir.path().join("disk.partial")).unwrap();
-    lab.wait("protected after all", |l| l.is_protected(0));
-    assert_in_sequence(&lab.printed(0));
+    lab.wait("protected after all", |l| l.is_protected(0) && l.printed(0).len() > 20);
+    places(&lab.printed(0));
     assert!(!lab.dir.path().join("disk.partial").exists());
 }
 
@@ -299,6 +327,8 @@ fn a_vm_whose_hosts_are_gone_starts_elsewhere_only_by_force() {
     lab.hosts[1].die();
     lab.hosts[0].die();
     assert!(matches!(lab.start(2, &COUNTER, ""), Response::Error { code: ErrorCode::Refused, .. }));
-    assert_eq!(lab.start_by_force(2), Response::Done);
+    // What a host asked the arbiter for as it died may still be done after that. It refuses the force as news of a host
+    // that lives would, and the operator tries again.
+    lab.wait("started by force", |l| l.start_by_force(2) == Response::Done);
     lab.wait("runs", |l| l.printed(2).len() > 5);
 }
