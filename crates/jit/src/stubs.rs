@@ -53,6 +53,8 @@ pub(crate) struct Stubs {
     pub(crate) missing: u64,
     /// Jumped to with the address in RAX: it is not in the fetch TLB.
     pub(crate) untranslated: u64,
+    /// Jumped to with the address in RAX: goes there.
+    pub(crate) jump: u64,
 }
 
 /// Puts the guest's registers into memory.
@@ -167,6 +169,7 @@ impl Stubs {
         a.jcc_to(Cond::Ne, leave);
         reload(&mut a, layout);
         a.mov(Q, Rax, t(offset_of!(Tables, exit_pc)));
+        s.jump = a.here();
         jump_to_rax(&mut a, layout, s.untranslated);
 
         s.enter = a.here();

@@ -1,4 +1,5 @@
 //! Boots a kernel on the bare machine, console to standard output, as fast as guest time allows: for the developer.
+#![expect(clippy::disallowed_methods, reason = "settings for the developer")]
 #![expect(clippy::disallowed_types, reason = "a person wants to know how long it took")]
 
 use std::io::Write as _;
@@ -33,12 +34,22 @@ fn main() {
     };
     let mut m = Machine::new(config, images).expect("bootable");
     if let Some(kind) = engine {
-        m.set_engine(EngineConfig::new(kind));
+        let mut config = EngineConfig::new(kind);
+        let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
+        config.code_bytes = number("CODE_BYTES").unwrap_or(config.code_bytes);
+        config.hot_after = number("HOT_AFTER").map_or(config.hot_after, |n| n as u8);
+        m.set_engine(config);
     }
     let stop = AtomicBool::new(false);
     let start = std::time::Instant::now();
     let limit = args.get(7).map_or(60_000_000_000, |n| n.parse().expect("number of steps"));
+    let every = std::env::var("DIGEST_EVERY").ok().and_then(|n| n.parse::<u64>().ok());
+    let mut digest_at = every.unwrap_or(u64::MAX);
     loop {
+        if m.icount() >= digest_at {
+            eprintln!("at {} digest {:#x}", m.icount(), m.digest());
+            digest_at += every.unwrap_or(u64::MAX);
+        }
         let exit = m.run((m.icount() + 1_000_000).min(limit), &stop);
         for o in m.take_outputs() {
             if let OutputKind::Console { bytes, .. } = o.kind {

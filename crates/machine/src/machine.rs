@@ -166,7 +166,7 @@ impl Machine {
         self.ram.clear();
         self.board.reset();
         // Translations and permissions of the harts before them are not those of the new ones.
-        self.interp.drop_caches(&mut self.ram);
+        self.interp.drop_caches();
         if let Err(e) = self.boot() {
             self.halted = Some(HaltReason::GuestFault { reason: format!("reset failed: {e}") });
         }
@@ -367,7 +367,7 @@ impl Machine {
                 let request = sbi::call(&mut self.harts, h, &self.ram);
                 if self.harts_started() != started {
                     // A hart that starts anew has no translation; those of its last life are in its TLB.
-                    self.interp.drop_caches(&mut self.ram);
+                    self.interp.drop_caches();
                 }
                 request
             }
@@ -480,12 +480,12 @@ impl Machine {
 
     /// Drops every cache of the engine; tests use it to show that nothing depends on them.
     pub fn drop_caches(&mut self) {
-        self.interp.drop_caches(&mut self.ram);
+        self.interp.drop_caches();
     }
 
     /// Goes on with another engine, or with other settings of it, from here.
     pub fn set_engine(&mut self, config: EngineConfig) {
-        self.interp.drop_caches(&mut self.ram);
+        self.interp.drop_caches();
         self.interp = Interp::new(self.harts.len(), &self.ram, config);
     }
 

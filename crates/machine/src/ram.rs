@@ -443,12 +443,6 @@ impl GuestRam {
         was_fast && self.is_granted(p)
     }
 
-    /// The engine dropped what it had decoded from `page`.
-    pub fn unmark_code(&mut self, page: u32) {
-        self.flags[page as usize] &= !CODE;
-        self.code_map[page as usize] = 0;
-    }
-
     /// Whether code pages were written since [`Self::take_code_written`].
     #[inline]
     #[must_use]

@@ -35,7 +35,7 @@ const PAGE: i32 = 4096;
 /// Instructions of one block at most.
 const BLOCK_MAX: usize = 64;
 /// Blocks translated in one go at most: what a branch falls through to follows it.
-const BLOCKS_MAX: usize = 6;
+const BLOCKS_MAX: usize = 4;
 
 /// Code that is rarely run, put behind the block.
 #[derive(Debug)]
@@ -418,7 +418,9 @@ impl<'a> Emit<'a> {
                 }
                 Cold::Away { from, offset } => {
                     self.a.fix(from);
-                    self.jump_away(offset);
+                    self.a.mov(Q, Rax, self.table(offset_of!(Tables, page_va)));
+                    self.a.alu_imm(Alu::Add, Q, Rax, offset);
+                    self.a.jmp_to(self.stubs.jump);
                 }
             }
         }

@@ -16,8 +16,10 @@ use crate::ram::{GuestRam, PAGE_SHIFT, PAGE_SIZE, RAM_BASE};
 
 /// Halfwords in a page.
 pub(super) const HALFWORDS: usize = PAGE_SIZE / 2;
-/// Decoded pages kept at most; a fully used one takes some 40 KiB.
-const PAGES_MAX: usize = 4096;
+/// Decoded pages kept at most by the interpreter alone; a fully used one takes some 40 KiB.
+pub(super) const PAGES_MAX: usize = 4096;
+/// The same beside the JIT, which leaves little to the interpreter.
+pub(super) const PAGES_MAX_JIT: usize = 512;
 /// Instructions decoded ahead at most.
 const RUN_MAX: usize = 48;
 /// `Slot::imm` of an [`Op::Illegal`] that stands for something else than an illegal instruction.
@@ -261,21 +263,22 @@ pub(super) struct CodeCache {
     /// Index in `pages` + 1 by RAM page.
     by_page: Vec<u32>,
     pages: Vec<Option<Box<CodePage>>>,
+    pages_max: usize,
 }
 
 impl CodeCache {
-    pub(super) fn new(ram_pages: u32) -> Self {
-        Self { by_page: vec![0; ram_pages as usize], pages: Vec::new() }
+    pub(super) fn new(ram_pages: u32, pages_max: usize) -> Self {
+        Self { by_page: vec![0; ram_pages as usize], pages: Vec::new(), pages_max }
     }
 
     /// Index of a RAM page's code, made when there is none.
-    pub(super) fn index(&mut self, page: u32, ram: &mut GuestRam) -> u32 {
+    pub(super) fn index(&mut self, page: u32) -> u32 {
         let known = self.by_page[page as usize];
         if known != 0 {
             return known - 1;
         }
-        if self.pages.len() >= PAGES_MAX {
-            self.clear(ram);
+        if self.pages.len() >= self.pages_max {
+            self.clear();
         }
         self.pages.push(Some(Box::new(CodePage::new(page))));
         let index = self.pages.len() as u32;
@@ -307,10 +310,10 @@ impl CodeCache {
         (pages + self.by_page.len() * 4) as u64
     }
 
-    pub(super) fn clear(&mut self, ram: &mut GuestRam) {
+    /// Forgets everything. Pages stay marked in RAM: the JIT may have code of them.
+    pub(super) fn clear(&mut self) {
         for code in self.pages.iter().flatten() {
             self.by_page[code.page as usize] = 0;
-            ram.unmark_code(code.page);
         }
         self.pages.clear();
     }

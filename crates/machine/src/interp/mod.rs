@@ -104,12 +104,14 @@ impl Interp {
     /// Empty caches.
     #[must_use]
     pub fn new(harts: usize, ram: &GuestRam, config: EngineConfig) -> Self {
+        let wants_jit = config.kind == EngineKind::Jit && jit::IS_SUPPORTED;
+        let pages_max = if wants_jit { code::PAGES_MAX_JIT } else { code::PAGES_MAX };
         Self {
             tlbs: (0..harts).map(|_| Tlb::new()).collect(),
-            code: CodeCache::new(ram.pages()),
+            code: CodeCache::new(ram.pages(), pages_max),
             config,
             jit: None,
-            wants_jit: config.kind == EngineKind::Jit && jit::IS_SUPPORTED,
+            wants_jit,
         }
     }
 
@@ -161,8 +163,8 @@ impl Interp {
     }
 
     /// Drops every cache; tests use it to show that nothing depends on them.
-    pub fn drop_caches(&mut self, ram: &mut GuestRam) {
-        self.code.clear(ram);
+    pub fn drop_caches(&mut self) {
+        self.code.clear();
         if let Some(jit) = &mut self.jit {
             jit.clear();
         }

@@ -83,7 +83,7 @@ impl Core<'_, '_> {
                 return Leave::Refetch;
             }
         };
-        let index = self.code.index(page, self.bus.ram);
+        let index = self.code.index(page);
         let mut page = self.code.take(index);
         let leave = self.run_page::<BLOCK>(&mut page, budget);
         self.code.put(index, page);
