@@ -57,7 +57,7 @@ impl EngineConfig {
     /// The named engine with the usual settings.
     #[must_use]
     pub fn new(kind: EngineKind) -> Self {
-        Self { kind, hot_after: 16, code_bytes: 32 << 20 }
+        Self { kind, hot_after: 16, code_bytes: 40 << 20 }
     }
 }
 

@@ -163,13 +163,24 @@ impl Emit<'_> {
             return self.a.shift(op, Q, Self::rm(rd), by);
         }
         let to = Self::target(rd);
-        if size == D {
-            self.a.mov(D, Rax, Self::rm(insn.rs1));
-            self.a.shift(op, D, Rax, by);
-            self.a.movsx(32, to, Rax);
-        } else {
-            self.load(to, insn.rs1);
-            self.a.shift(op, Q, to, by);
+        match (size, op) {
+            (Q, _) => {
+                self.load(to, insn.rs1);
+                self.a.shift(op, Q, to, by);
+            }
+            // The sign's copies are shifted in by a shift of all 64 bits.
+            (D, Shift::Sar) => {
+                self.a.movsx(32, to, Self::rm(insn.rs1));
+                self.a.shift(op, Q, to, by);
+            }
+            (D, _) => {
+                self.a.mov(D, to, Self::rm(insn.rs1));
+                self.a.shift(op, D, to, by);
+                // A shift to the right leaves no sign.
+                if op == Shift::Shl || by == 0 {
+                    self.a.movsx(32, to, to);
+                }
+            }
         }
         self.put(rd, to);
     }
