@@ -132,7 +132,7 @@ impl Live {
                 }
             }
             Event::SwitchOver => self.switch_over(cx),
-            Event::MachineStopped => self.hand_over(cx),
+            Event::MachineStopped => self.drained(cx),
             Event::Tick
             | Event::Start
             | Event::Reset
@@ -232,6 +232,7 @@ impl Live {
                 let replayed = peer.replayed.icount;
                 self.lag.on_replayed(replayed);
                 self.release_acked(cx);
+                self.hand_over(cx);
                 self.advance_admission(cx);
             }
             Err(what) => self.nonsense(cx, link, what),
@@ -350,9 +351,10 @@ impl Live {
             }
             Protection::Admitting { step: Admission::Claiming(_), .. }
             | Protection::Protected { .. }
-            | Protection::Switching { peer: _, step: Switch::Draining } => {
-                self.dropping(cx, reason, None)
-            }
+            | Protection::Switching {
+                peer: _,
+                step: Switch::Draining | Switch::Releasing { .. },
+            } => self.dropping(cx, reason, None),
             dropping @ Protection::Dropping { .. } => dropping,
             Protection::Switching { peer: _, step: step @ Switch::Handed { .. } } => {
                 Protection::Switching { peer: None, step }
@@ -404,11 +406,22 @@ impl Live {
         }
     }
 
+    /// The machine stands still: what is held leaves here, so that the secondary need not send it again.
+    fn drained(&mut self, cx: &mut Cx<'_>) {
+        if let Protection::Switching { step: step @ Switch::Draining, .. } = &mut self.protection {
+            *step = Switch::Releasing { until: cx.now.after(cx.core.cfg.switchover_timeout_us) };
+            self.hand_over(cx);
+        }
+    }
+
+    /// Once nothing is held, tells the secondary so, and to go live.
     fn hand_over(&mut self, cx: &mut Cx<'_>) {
-        if let Protection::Switching { peer: Some(peer), step: step @ Switch::Draining } =
-            &mut self.protection
+        if let Protection::Switching { peer: Some(peer), step } = &mut self.protection
+            && matches!(step, Switch::Releasing { .. })
+            && self.held.is_empty()
         {
             *step = Switch::Handed { until: cx.now.after(cx.core.cfg.switchover_timeout_us) };
+            peer.beat(cx, self.released);
             cx.send(peer.link, Message::SwitchOver { at: self.log_end });
         }
     }
@@ -564,7 +577,10 @@ impl Live {
                     self.lose_peer(cx, LossReason::TooSlow);
                 }
             }
-            Protection::Switching { peer, step: Switch::Handed { until } } if cx.now >= *until => {
+            Protection::Switching {
+                peer,
+                step: Switch::Releasing { until } | Switch::Handed { until },
+            } if cx.now >= *until => {
                 if let Some(peer) = peer {
                     cx.drop_link(peer.link, DropReason::Over);
                 }

@@ -101,9 +101,13 @@ impl Peer {
     }
 
     pub(crate) fn tick(&mut self, cx: &mut Cx<'_>, released: u64) {
-        if cx.now < self.next_heartbeat {
-            return;
+        if cx.now >= self.next_heartbeat {
+            self.beat(cx, released);
         }
+    }
+
+    /// Sends a heartbeat.
+    pub(crate) fn beat(&mut self, cx: &mut Cx<'_>, released: u64) {
         self.next_heartbeat = cx.now.after(cx.core.cfg.heartbeat_us);
         self.seq += 1;
         if self.unechoed.len() == HEARTBEATS_MAX {

@@ -47,7 +47,9 @@ pub(crate) enum Admission {
 pub(crate) enum Switch {
     /// The machine is about to stand still.
     Draining,
-    /// The secondary was told to go live.
+    /// It does; what is held waits for its acknowledgements.
+    Releasing { until: MonoTime },
+    /// Nothing is held, and the secondary was told to go live.
     Handed { until: MonoTime },
 }
 

@@ -314,12 +314,36 @@ fn planned_switch_changes_roles() {
     let mut a = Bench::protected();
     assert_eq!(a.feed(Event::SwitchOver), [Command::StopMachine]);
     a.log(3, 30, true);
-    let message = Message::SwitchOver { at: pos(3, 30) };
-    assert_eq!(a.feed(Event::MachineStopped), [Command::Send { link: LINK, message }]);
-    assert_eq!(a.ack(pos(3, 30), 1), [Command::Release { up_to_icount: 30 }]);
+    assert_eq!(a.feed(Event::MachineStopped), []);
+    // The secondary hears that nothing is left to send before it hears that it is its turn.
+    let mut out = vec![];
+    let ack = Message::Ack { received: pos(3, 30), replayed: pos(3, 30), echo: 1 };
+    a.node.handle(MonoTime(a.now), Event::Message { link: LINK, message: ack }, &mut out);
+    assert_eq!(out[0], Command::Release { up_to_icount: 30 });
+    let message = |i: usize| match &out[i] {
+        Command::Send { link: LINK, message } => message.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(message(1), Message::Heartbeat { released: 30, .. }), "{out:?}");
+    assert_eq!(message(2), Message::SwitchOver { at: pos(3, 30) });
     let out = a.message(Message::Switched { generation: 3 });
     assert_eq!(out[1], Command::Discard { keep_state: false });
     assert_eq!(a.node.status().role, Role::Spare);
+}
+
+#[test]
+fn planned_switch_whose_outputs_nobody_acknowledges_ends() {
+    let mut a = Bench::protected();
+    a.feed(Event::SwitchOver);
+    a.log(3, 30, true);
+    a.feed(Event::MachineStopped);
+    assert!(
+        a.feed(Event::LinkClosed { link: LINK })
+            .iter()
+            .all(|c| !matches!(c, Command::Release { .. }))
+    );
+    let want = NotProtected::NeedSecondary { reason: Some(LossReason::LinkClosed) };
+    assert_eq!(a.node.status().protection, Protection::NotProtected(want));
 }
 
 #[test]
