@@ -8,6 +8,8 @@ use super::*;
 use crate::one_line::one_line;
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// Frames of much data.
+const FRAMES: u32 = 2000;
 
 fn secret(text: &str) -> Secret {
     Secret::new(text.as_bytes()).unwrap()
@@ -66,6 +68,7 @@ fn goodbye_and_sudden_end_are_told_apart() {
 #[test]
 fn much_data_passes_a_slow_reader_unharmed() {
     let (mut a, mut b) = pair();
+    let (all, has_all) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut sum = 0u64;
         let mut count = 0u32;
@@ -75,13 +78,16 @@ fn much_data_passes_a_slow_reader_unharmed() {
                     assert!(f.iter().all(|x| u32::from(*x) == count % 251));
                     sum += f.len() as u64;
                     count += 1;
+                    if count == FRAMES {
+                        all.send(()).unwrap();
+                    }
                 }
                 other => return (sum, other),
             }
         }
     });
     let mut sent = 0;
-    for i in 0..2000u32 {
+    for i in 0..FRAMES {
         let payload = vec![(i % 251) as u8; (i as usize * 37) % 60_000];
         let deadline = Instant::now() + LIMIT;
         while let Err(e) = a.sender.send(&payload) {
@@ -89,6 +95,8 @@ fn much_data_passes_a_slow_reader_unharmed() {
         }
         sent += payload.len() as u64;
     }
+    // A sender's goodbye does not wait long for a reader that is slow.
+    has_all.recv_timeout(LIMIT).unwrap();
     drop(a.sender);
     assert_eq!(reader.join().unwrap(), (sent, Received::Closed { is_clean: true }));
 }
