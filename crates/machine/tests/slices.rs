@@ -1,5 +1,5 @@
 //! What the shell does to a machine between two steps is chance and must not be seen: lengths of slices, dropped
-//! caches, digests, snapshots, saving and restoring. The programs are those of the comparison with QEMU for one hart,
+//! caches, digests, snapshots, saving and restoring, another engine. The programs are those of the comparison with QEMU for one hart,
 //! and harts that race on shared memory with timers and interrupts between them for several.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -27,6 +27,7 @@ use std::sync::atomic::AtomicBool;
 use asm::*;
 use case::{Case, Image};
 use machine::config::{BootImages, MachineConfig};
+use machine::engine::{EngineConfig, EngineKind};
 use machine::io::Input;
 use machine::ram::{GuestRam, PAGE_SIZE, RAM_BASE, SnapshotStep};
 use machine::{Exit, Machine};
@@ -75,9 +76,19 @@ struct Sweep {
     copy: GuestRam,
 }
 
+/// An engine; should it be the JIT, one that translates early and has room for little.
+fn engine(rng: &mut Rng) -> EngineConfig {
+    if rng.one_in(3) {
+        return EngineConfig::new(EngineKind::Interpreter);
+    }
+    let hot_after = rng.below(4) as u8;
+    EngineConfig { hot_after, code_bytes: 256 << 10, ..EngineConfig::new(EngineKind::Jit) }
+}
+
 /// Does something to the machine that it must not notice.
 fn disturb(m: &mut Machine, rng: &mut Rng, sweep: &mut Option<Sweep>) {
-    match rng.below(8) {
+    match rng.below(9) {
+        8 if rng.one_in(4) => m.set_engine(engine(rng)),
         0 => m.drop_caches(),
         1 => drop(m.digest()),
         2 => drop(m.save()),
@@ -132,9 +143,11 @@ fn slice(rng: &mut Rng) -> u64 {
     }
 }
 
-/// Compares a run in one go with a run in disturbed slices, and with restored twins, at several points.
+/// Compares a run in one go on the interpreter with a run in disturbed slices that begins on the JIT, and with restored
+/// twins, at several points.
 fn check(make: &dyn Fn() -> Machine, end: u64, points: u64, seed: u64) {
     let (mut whole, mut sliced) = (make(), make());
+    whole.set_engine(EngineConfig::new(EngineKind::Interpreter));
     let mut rng = Rng::new(seed);
     let mut sweep = None;
     for point in 1..=points {
@@ -156,6 +169,7 @@ fn check(make: &dyn Fn() -> Machine, end: u64, points: u64, seed: u64) {
         }
         if point % 2 == 0 && sweep.is_none() {
             sliced = twin(&mut sliced);
+            sliced.set_engine(engine(&mut rng));
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use machine::config::{BootImages, MachineConfig};
+use machine::engine::{EngineConfig, EngineKind};
 use machine::io::HaltReason;
 use machine::{Exit, Machine};
 
@@ -60,8 +61,8 @@ pub(crate) fn on_qemu(name: &str, extensions: &str, image: &[u8]) -> Vec<u8> {
     ran
 }
 
-/// RAM after the image ran on our machine.
-pub(crate) fn on_machine(name: &str, image: &[u8]) -> Vec<u8> {
+/// RAM after the image ran on our machine. The JIT translates what it can, however seldom it is executed.
+pub(crate) fn on_machine(name: &str, engine: EngineKind, image: &[u8]) -> Vec<u8> {
     let config = MachineConfig {
         harts: 1,
         ram_size: RAM,
@@ -74,6 +75,7 @@ pub(crate) fn on_machine(name: &str, image: &[u8]) -> Vec<u8> {
     };
     let bios = Some(vec![0x13u8, 0, 0, 0].into());
     let mut m = Machine::new(config, BootImages { bios, ..BootImages::default() }).unwrap();
+    m.set_engine(EngineConfig { hot_after: 0, ..EngineConfig::new(engine) });
     m.ram_mut().write(BASE, image).unwrap();
     let stop = AtomicBool::new(false);
     loop {
@@ -85,7 +87,7 @@ pub(crate) fn on_machine(name: &str, image: &[u8]) -> Vec<u8> {
         let index = u64_at(m.ram().bytes(), (GLOBALS - BASE + 16) as usize);
         assert!(
             exit == Exit::Reached && m.icount() < STEPS_MAX,
-            "{name}: our machine ends with {exit:?} in case {index} at pc {:#x}",
+            "{name}: our machine on the {engine} ends with {exit:?} in case {index} at pc {:#x}",
             m.harts()[0].pc
         );
     }

@@ -1,5 +1,5 @@
-//! Instruction semantics against QEMU 10: random instruction streams run on `qemu-system-riscv64` and on our machine,
-//! and every register, CSR and byte of memory afterwards must be the same.
+//! Instruction semantics against QEMU 10: random instruction streams run on `qemu-system-riscv64` and on our machine, with
+//! either engine, and every register, CSR and byte of memory afterwards must be the same.
 //!
 //! Needs the Debian package qemu-system-misc. A failure names the group and its seed; the generators are functions of
 //! the seed alone.
@@ -19,6 +19,7 @@ mod rng;
 mod user;
 
 use case::{Case, Image};
+use machine::engine::EngineKind;
 use rng::Rng;
 
 /// A function of chance alone that puts a case into an image.
@@ -45,9 +46,11 @@ fn run_with(name: &str, generator: Generator, cases: usize, extensions: &str) {
         let mut image = Image::new();
         let mut all: Vec<Case> = (0..cases).map(|_| generator(&mut rng, &mut image)).collect();
         case::assemble(&mut image, &mut all);
-        let ours = compare::on_machine(name, &image.bytes);
         let qemu = compare::on_qemu(name, extensions, &image.bytes);
-        compare::compare(name, seed, &all, &qemu, &ours);
+        for engine in [EngineKind::Interpreter, EngineKind::Jit] {
+            let ours = compare::on_machine(name, engine, &image.bytes);
+            compare::compare(&format!("{name} on the {engine}"), seed, &all, &qemu, &ours);
+        }
     }
 }
 
