@@ -126,15 +126,12 @@ pub(crate) enum Cond {
     Ae = 3,
     E = 4,
     Ne = 5,
-    Be = 6,
     A = 7,
     S = 8,
-    Ns = 9,
     P = 10,
     Np = 11,
     L = 12,
     Ge = 13,
-    Le = 14,
     G = 15,
 }
 
@@ -202,12 +199,6 @@ pub(crate) struct Asm {
 impl Asm {
     pub(crate) fn new(base: u64) -> Self {
         Self { code: Vec::with_capacity(2048), base }
-    }
-
-    /// Starts anew at another place, keeping the memory.
-    pub(crate) fn restart(&mut self, base: u64) {
-        self.code.clear();
-        self.base = base;
     }
 
     /// Address of the next byte.
@@ -297,12 +288,6 @@ impl Asm {
                 self.dword(imm as u32);
             }
         }
-    }
-
-    /// `cmp byte [m], imm`
-    pub(crate) fn cmp_byte(&mut self, m: Mem, imm: u8) {
-        self.modrm(D, &[0x80], 7, m.into(), false);
-        self.byte(imm);
     }
 
     /// `test rm, reg`

@@ -89,6 +89,11 @@ impl Jit {
         })
     }
 
+    /// Has code that is made from now on count each block's steps twice, to no effect but time.
+    pub fn set_counts_twice(&mut self, twice: bool) {
+        self.features.counts_twice = twice;
+    }
+
     fn chunk_size(&self) -> usize {
         (self.arena.len() - STUBS) / self.chunks
     }

@@ -11,6 +11,8 @@ pub(crate) struct Features {
     pub(crate) aes: bool,
     /// PCLMULQDQ.
     pub(crate) clmul: bool,
+    /// Each block counts its steps twice: not of the processor, but wanted by a measurement.
+    pub(crate) counts_twice: bool,
 }
 
 impl Features {
@@ -24,6 +26,6 @@ impl Features {
             && has!("bmi2")
             && has!("lzcnt")
             && has!("popcnt");
-        suffices.then(|| Self { aes: has!("aes"), clmul: has!("pclmulqdq") })
+        suffices.then(|| Self { aes: has!("aes"), clmul: has!("pclmulqdq"), counts_twice: false })
     }
 }

@@ -51,13 +51,15 @@ pub struct EngineConfig {
     pub hot_after: u8,
     /// JIT: bytes of generated code at most; old code makes room for new.
     pub code_bytes: usize,
+    /// JIT: counts the steps of each block a second time, to measure what counting costs.
+    pub counts_twice: bool,
 }
 
 impl EngineConfig {
     /// The named engine with the usual settings.
     #[must_use]
     pub fn new(kind: EngineKind) -> Self {
-        Self { kind, hot_after: 16, code_bytes: 40 << 20 }
+        Self { kind, hot_after: 16, code_bytes: 40 << 20, counts_twice: false }
     }
 }
 

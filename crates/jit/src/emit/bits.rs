@@ -404,7 +404,7 @@ mod tests {
         let layout = Layout::of(&state).expect("all of it is on one stack");
         let entry = |_| None;
         for has in [true, false] {
-            let features = Features { aes: has, clmul: has };
+            let features = Features { aes: has, clmul: has, counts_twice: false };
             let page = Page { bytes: &[], entry: &entry };
             let stubs = Stubs::default();
             let mut emit = Emit::new(0, &layout, &stubs, features, page);

@@ -20,7 +20,7 @@ use std::mem::offset_of;
 
 use isa::{Insn, Op};
 
-use crate::asm::{Alu, Asm, Cond, Fixup, Mem, Reg, Rm, Shift, Size};
+use crate::asm::{Alu, Asm, Cond, Fixup, Mem, Reg, Rm, Size};
 use crate::features::Features;
 use crate::layout::{ADD, BUDGET, Layout, READ, WRITE, mapped};
 use crate::pack::pack;
@@ -45,7 +45,7 @@ enum Cold {
     /// The same; then on at `resume`, if there is one and floating-point code may run inline, else at offset `next`.
     Guard { from: Vec<Fixup>, insn: u64, place: u32, next: u16, resume: Option<u64> },
     /// The budget is too small for the block.
-    Budget { from: Fixup, steps: u8, offset: u16 },
+    Budget { from: Vec<Fixup>, steps: u8, offset: u16 },
     /// A jump within the page to a block that there was no code for.
     Link { from: Fixup, offset: u16 },
     /// A jump to another page.
@@ -175,7 +175,11 @@ impl<'a> Emit<'a> {
         // The instruction that straddles is a step of its own; the runtime fetches it.
         let steps = insns.len() + usize::from(straddles);
         self.a.alu_imm(Alu::Sub, Q, BUDGET, steps as i32);
-        let from = self.a.jcc(Cond::S);
+        let mut from = vec![self.a.jcc(Cond::S)];
+        if self.features.counts_twice {
+            self.a.alu_imm(Alu::Sub, Q, BUDGET, 0);
+            from.push(self.a.jcc(Cond::S));
+        }
         self.cold.push(Cold::Budget { from, steps: steps as u8, offset });
         self.float = float::Known::default();
         let mut i = 0;
@@ -399,7 +403,9 @@ impl<'a> Emit<'a> {
                     self.after_guard(place, next, resume);
                 }
                 Cold::Budget { from, steps, offset } => {
-                    self.a.fix(from);
+                    for from in from {
+                        self.a.fix(from);
+                    }
                     self.a.alu_imm(Alu::Add, Q, BUDGET, i32::from(steps));
                     self.a.mov_imm(Rax, u64::from(offset));
                     self.a.jmp_to(self.stubs.budget);

@@ -28,7 +28,9 @@ const SLICE: u64 = 1 << 14;
 
 /// A translator for harts like this one, if this host can have one.
 pub(super) fn new_jit(hart: &mut Hart, ram: &GuestRam, config: EngineConfig) -> Option<Jit> {
-    Jit::new(&hart_state(hart), ram.pages(), config.code_bytes)
+    let mut jit = Jit::new(&hart_state(hart), ram.pages(), config.code_bytes)?;
+    jit.set_counts_twice(config.counts_twice);
+    Some(jit)
 }
 
 fn hart_state(hart: &mut Hart) -> State<'_> {

@@ -59,6 +59,7 @@ fn under_test(rng: &mut Rng) -> EngineConfig {
         kind: EngineKind::Jit,
         hot_after: rng.pick(&[0, 0, 1, 2, 3, 8]),
         code_bytes: rng.pick(&[32 << 20, 1 << 20, 64 << 10, 16 << 10]),
+        counts_twice: rng.one_in(4),
     }
 }
 

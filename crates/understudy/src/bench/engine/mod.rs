@@ -13,6 +13,7 @@
 //! A workload that fails on a machine has no time there, and the section says why; that machine is started again for the
 //! next one.
 
+mod inside;
 mod net;
 mod running;
 mod side;
@@ -29,7 +30,7 @@ use guest::GuestFiles;
 use serde::{Deserialize, Serialize};
 
 use super::comparison::{Comparison, Ratio, Row, geometric_mean};
-use super::figure::{Figure, Section, Target, largest};
+use super::figure::{Figure, Section, Target, largest, median};
 use crate::demo::progress::Progress;
 use net::Net;
 pub(crate) use running::Clock;
@@ -319,6 +320,37 @@ impl Bench<'_> {
         Ok(time)
     }
 
+    /// What is measured without QEMU.
+    fn inside(&mut self, section: &mut Section) {
+        let guest = &self.guests.minimal;
+        self.progress.say("cost of counting steps");
+        match inside::counting(guest, self.options.turns) {
+            Ok(ratios) => {
+                let cost = median(ratios).map(|ratio| (ratio - 1.0) * 100.0);
+                let figure = Figure::new("cost of exact counting, by counting twice", cost, "%");
+                section.figures.push(figure.aim(Target::AtMost(3.0)));
+            }
+            Err(error) => self.failures.push(format!("cost of counting: {error:#}")),
+        }
+        self.progress.say("stops by another thread");
+        match inside::stops(guest) {
+            Ok(delays) => {
+                for (name, rank, aim) in
+                    [("p50", 0.5, None), ("p99", 0.99, Some(100.0)), ("max", 1.0, None)]
+                {
+                    let at = ((delays.len() - 1) as f64 * rank) as usize;
+                    let name = format!("asynchronous stop, {name}");
+                    let figure = Figure::new(name, delays[at], "us");
+                    section.figures.push(match aim {
+                        Some(limit) => figure.aim(Target::AtMost(limit)),
+                        None => figure,
+                    });
+                }
+            }
+            Err(error) => self.failures.push(format!("asynchronous stop: {error:#}")),
+        }
+    }
+
     fn conclude(mut self, chosen: &[Workload], mut section: Section) -> anyhow::Result<Section> {
         if self.options.has_record {
             self.sides.push(Side::Replay);
@@ -343,6 +375,9 @@ impl Bench<'_> {
             let name = "engine's code and tables after a Debian boot";
             let figure = Figure::new(name, bytes / f64::from(1 << 20), "MiB");
             section.figures.push(figure.aim(Target::AtMost(64.0)));
+        }
+        if self.options.only.is_empty() {
+            self.inside(&mut section);
         }
         if self.options.has_record {
             section.notes.push(NOT_RECORDED.to_owned());
