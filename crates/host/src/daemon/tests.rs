@@ -170,7 +170,7 @@ impl Lab {
 
 /// The letter of [`COUNTER`]'s output at a place.
 fn letter(place: u32) -> u8 {
-    let digit = (place / 4 >> (12 - place % 4 * 4) & 15) as u8;
+    let digit = ((place / 4) >> (12 - place % 4 * 4) & 15) as u8;
     digit + if place.is_multiple_of(4) { b'A' } else { b'a' }
 }
 
