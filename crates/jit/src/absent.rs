@@ -18,6 +18,11 @@ impl Jit {
     }
 
     /// See the translator's.
+    pub fn set_counts_twice(&mut self, _twice: bool) {
+        match *self {}
+    }
+
+    /// See the translator's.
     pub fn sync(&self, _tables: &mut Tables) {
         match *self {}
     }
