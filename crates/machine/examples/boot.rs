@@ -6,9 +6,21 @@ use std::io::Write as _;
 use std::sync::atomic::AtomicBool;
 
 use machine::config::{BootImages, MachineConfig};
-use machine::engine::EngineConfig;
+use machine::engine::{EngineConfig, EngineKind};
 use machine::io::{Input, OutputKind};
 use machine::{Exit, Machine};
+
+/// A number from the environment.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn engine_config(kind: EngineKind) -> EngineConfig {
+    let mut config = EngineConfig::new(kind);
+    config.code_bytes = setting("CODE_BYTES").map_or(config.code_bytes, |n| n as usize);
+    config.hot_after = setting("HOT_AFTER").map_or(config.hot_after, |n| n as u8);
+    config
+}
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -34,21 +46,17 @@ fn main() {
     };
     let mut m = Machine::new(config, images).expect("bootable");
     if let Some(kind) = engine {
-        let mut config = EngineConfig::new(kind);
-        let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
-        config.code_bytes = number("CODE_BYTES").unwrap_or(config.code_bytes);
-        config.hot_after = number("HOT_AFTER").map_or(config.hot_after, |n| n as u8);
-        m.set_engine(config);
+        m.set_engine(engine_config(kind));
     }
     let stop = AtomicBool::new(false);
     let start = std::time::Instant::now();
     let limit = args.get(7).map_or(60_000_000_000, |n| n.parse().expect("number of steps"));
-    let every = std::env::var("DIGEST_EVERY").ok().and_then(|n| n.parse::<u64>().ok());
-    let mut digest_at = every.unwrap_or(u64::MAX);
+    let every = setting("DIGEST_EVERY").unwrap_or(u64::MAX);
+    let mut digest_at = every;
     loop {
         if m.icount() >= digest_at {
             eprintln!("at {} digest {:#x}", m.icount(), m.digest());
-            digest_at += every.unwrap_or(u64::MAX);
+            digest_at += every;
         }
         let exit = m.run((m.icount() + 1_000_000).min(limit), &stop);
         for o in m.take_outputs() {
