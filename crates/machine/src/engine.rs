@@ -59,7 +59,7 @@ impl EngineConfig {
     /// The named engine with the usual settings.
     #[must_use]
     pub fn new(kind: EngineKind) -> Self {
-        Self { kind, hot_after: 16, code_bytes: 40 << 20, counts_twice: false }
+        Self { kind, hot_after: 16, code_bytes: 96 << 20, counts_twice: false }
     }
 }
 
