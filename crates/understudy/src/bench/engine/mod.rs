@@ -371,7 +371,7 @@ impl Bench<'_> {
             ratios: ratios(self.options.has_record),
         };
         section.figures = figures(&comparison);
-        if let Some(bytes) = largest(self.engine_bytes) {
+        if let Some(bytes) = largest(self.engine_bytes.iter().copied()) {
             let name = "engine's code and tables after a Debian boot";
             let figure = Figure::new(name, bytes / f64::from(1 << 20), "MiB");
             section.figures.push(figure.aim(Target::AtMost(64.0)));
