@@ -1,7 +1,7 @@
 //! Instructions in eight bytes, as generated code hands them to the runtime.
 //!
 //! # Invariants
-//! - INV-PACK-1: whatever the decoder makes of a word comes back as it was.
+//! - INV-PACKED-1: whatever the decoder makes of a word comes back as it was.
 
 use isa::{Insn, Op};
 

@@ -8,7 +8,7 @@
 
 mod tree;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -181,6 +181,20 @@ fn every_source_file_says_what_it_is() {
             file(&path).starts_with("//! "),
             "{path} does not start with a module documentation"
         );
+    }
+}
+
+#[test]
+fn an_invariant_has_one_crate_to_see_to_it() {
+    let mut homes = BTreeMap::new();
+    for path in sources() {
+        let text = file(&path);
+        let crate_of = path.split('/').nth(1).unwrap().to_owned();
+        for line in text.lines().filter_map(|line| line.strip_prefix("//! - INV-")) {
+            let Some((id, _)) = line.split_once(':') else { continue };
+            let home = homes.entry(id.to_owned()).or_insert_with(|| crate_of.clone());
+            assert_eq!(*home, crate_of, "INV-{id} is of two crates");
+        }
     }
 }
 

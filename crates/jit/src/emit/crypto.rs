@@ -1,8 +1,8 @@
 //! Cryptography: Zkne and Zknd with the host's AES, Zknh.
 //!
 //! # Invariants
-//! - INV-CRYPTO-1: without the host's AES that of the guest is left to the runtime, which computes the same.
-//! - INV-CRYPTO-2: no code here branches on an operand, or looks something up by it.
+//! - INV-AES-1: without the host's AES that of the guest is left to the runtime, which computes the same.
+//! - INV-AES-2: no code here branches on an operand, or looks something up by it.
 
 use isa::{Insn, Op};
 

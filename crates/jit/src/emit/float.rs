@@ -4,16 +4,16 @@
 //! found beforehand or by their result, and left to the runtime, which computes them anew.
 //!
 //! # Invariants
-//! - INV-FLOAT-1: inline code runs only while `Tables::fp_inline` and `Tables::fp_live` are 1. The first instruction of a
+//! - INV-SSE-1: inline code runs only while `Tables::fp_inline` and `Tables::fp_live` are 1. The first instruction of a
 //!   block checks it. If they are not, the runtime makes the step, and the block goes on only if they then are: thus they
 //!   are from there on ([`Known::inline`]), for only CSR instructions can change it back, and everything that may be one
 //!   forgets it.
-//! - INV-FLOAT-2: inline code never raises a flag that the exact instruction does not raise, even if the runtime makes the
+//! - INV-SSE-2: inline code never raises a flag that the exact instruction does not raise, even if the runtime makes the
 //!   step in the end.
-//! - INV-FLOAT-3: when the runtime makes the step, no operand has been written; `rd` may have been.
-//! - INV-FLOAT-4: a register in [`Known::boxed`] holds a NaN-boxed single on every way to the present instruction: a block
+//! - INV-SSE-3: when the runtime makes the step, no operand has been written; `rd` may have been.
+//! - INV-SSE-4: a register in [`Known::boxed`] holds a NaN-boxed single on every way to the present instruction: a block
 //!   whose operand is not one is left behind that instruction. Code that computes a single makes the box with it.
-//! - INV-FLOAT-5: XMM0 to XMM2 are scratch, others hold guest registers ([`MAPPED_F`](crate::layout::MAPPED_F)).
+//! - INV-SSE-5: XMM0 to XMM3 are scratch, others hold guest registers ([`MAPPED_F`](crate::layout::MAPPED_F)).
 
 use std::mem::offset_of;
 

@@ -4,10 +4,10 @@
 //! Called by the bench, inside its namespaces. [`workload`] has what is run, [`side`] the machines that run it.
 //!
 //! # Invariants
-//! - INV-ENGINE-1: a workload runs on one machine after the other within seconds, and the order changes each turn; the
+//! - INV-SIDES-1: a workload runs on one machine after the other within seconds, and the order changes each turn; the
 //!   others are idle meanwhile.
-//! - INV-ENGINE-2: each turn starts every machine anew, so that no turn profits from code translated in another.
-//! - INV-ENGINE-3: a workload prints the same on every machine, or the comparison failed.
+//! - INV-SIDES-2: each turn starts every machine anew, so that no turn profits from code translated in another.
+//! - INV-SIDES-3: a workload prints the same on every machine, or the comparison failed.
 //!
 //! # Failure
 //! A workload that fails on a machine has no time there, and the section says why; that machine is started again for the
