@@ -234,3 +234,27 @@ fn a_wait_ends_the_reservation() {
         assert_eq!(run(&mut m, 3).x[7], 1);
     }
 }
+
+/// What an engine forgets to make room must not take with it that others know of the page.
+#[test]
+fn code_is_followed_when_more_pages_have_run_than_the_interpreter_keeps() {
+    // call: jalr x1, 0(x5); addi x7, x7, -1; bne x7, x0, call; here: j here; sw x8, 0(x5); j here
+    let words = [0x0002_80e7, 0xfff3_8393, 0xfe03_9ce3, 0x0000_006f, 0x0082_a023, 0xffdf_f06f];
+    let mut m = machine(&words);
+    let (function, pages) = (RAM_BASE + 0x10_0000, RAM_BASE + 0x20_0000);
+    let set = |m: &mut Machine, pc: u64, x5: u64, x7: u64| {
+        let hart = &mut m.harts_mut()[0];
+        (hart.pc, hart.x[5], hart.x[7], hart.x[8]) = (pc, x5, x7, 0x0020_0313);
+        run(m, 10 * x7 + 5).x[6]
+    };
+    // addi x6, x0, 1; ret
+    m.ram_mut().write(function, &0x0000_8067_0010_0313u64.to_le_bytes()).unwrap();
+    assert_eq!(set(&mut m, RAM_BASE, function, 200), 1);
+    for page in 0..5000 {
+        let at = pages + page * 4096;
+        m.ram_mut().write(at, &0x0000_8067u32.to_le_bytes()).unwrap();
+        set(&mut m, RAM_BASE, at, 1);
+    }
+    set(&mut m, RAM_BASE + 16, function, 1); // addi x6, x0, 2
+    assert_eq!(set(&mut m, RAM_BASE, function, 200), 2);
+}
