@@ -17,7 +17,8 @@ Both machines run the same guests: Debian's kernel and programs for riscv64, fro
 disk, with one vCPU, 1 GiB of memory, a virtio disk and a virtio network device on a bridge. QEMU is
 `qemu-system-riscv64 -M virt -accel tcg` as Debian ships it, with its default CPU.
 
-- Times are taken outside: from the line that a guest prints before a workload to the line after it, as they come out of
+- Times are taken outside, on the host's clock (or from the CPU time of the machine's process, where that is said below):
+  from the line that a guest prints before a workload to the line after it, as they come out of
   the machine's process; for boots from the start of the process to the prompt.
 - A workload runs on one machine and then, at once, on the next, while the others wait for a key; the order changes each
   turn. Each turn starts all machines anew, so translating the guest's code is part of every time. The table has the
@@ -26,7 +27,8 @@ disk, with one vCPU, 1 GiB of memory, a virtio disk and a virtio network device 
 - Understudy counts every instruction exactly in all columns. `recording` is the same machine writing its log to disk,
   `replay` the same log run again, with digests compared; QEMU's recording is `-icount shift=auto,rr=record`.
 - The C programs are in `crates/understudy/bench`, compiled by Debian's gcc for riscv64 with `-O2 -march=rv64gc -static`;
-  everything else is Debian's.
+  everything else is Debian's. The Debian that boots is its packages as unpacked, with users and a machine's identity:
+  no script of a package has run.
 ";
 
 /// Writes the document, its picture and the figures themselves below `dir`.
