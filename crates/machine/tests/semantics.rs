@@ -4,12 +4,13 @@
 
 use std::sync::atomic::AtomicBool;
 
-use machine::Machine;
 use machine::config::{BootImages, MachineConfig};
+use machine::engine::{EngineConfig, EngineKind};
 use machine::hart::csr::envcfg;
 use machine::hart::pmp::Pmp;
 use machine::hart::{Hart, Mode, cause, irq, mstatus};
 use machine::ram::RAM_BASE;
+use machine::{Exit, Machine};
 
 const NOP: u32 = 0x13;
 const HANDLER: u64 = RAM_BASE + 0x1000;
@@ -257,4 +258,20 @@ fn code_is_followed_when_more_pages_have_run_than_the_interpreter_keeps() {
     }
     set(&mut m, RAM_BASE + 16, function, 1); // addi x6, x0, 2
     assert_eq!(set(&mut m, RAM_BASE, function, 200), 2);
+}
+
+/// Whatever the engine, and however far the next timer is.
+#[test]
+fn a_machine_that_runs_on_stops_when_it_is_asked_to() {
+    for kind in [EngineKind::Interpreter, EngineKind::Jit] {
+        let mut m = machine(&[0x0013_0313, 0xffdf_f06f]); // addi x6, x6, 1; j .-4
+        m.set_engine(EngineConfig::new(kind));
+        let stop = AtomicBool::new(true);
+        for _ in 0..3 {
+            let before = m.icount();
+            assert_eq!(m.run(u64::MAX, &stop), Exit::Stopped);
+            let steps = m.icount() - before;
+            assert!((1..=20_000).contains(&steps), "{kind}: {steps} steps");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The loop: fetch from a decoded page, execute, until the budget ends or something outside needs a look.
 
+use std::sync::atomic::Ordering;
+
 use isa::{Insn, Op};
 
 use crate::hart::csr::{CsrEffect, CsrEnv};
@@ -49,6 +51,8 @@ pub(super) enum Next {
     Yield,
 }
 
+/// Steps between two looks at whether somebody wants the run to end.
+const SLICE: u64 = 1 << 13;
 /// Number of the CSR `satp`.
 const SATP: u16 = 0x180;
 
@@ -60,14 +64,19 @@ fn sext32(v: u64) -> u64 {
 impl Core<'_, '_> {
     pub(super) fn run(&mut self, budget: u64) -> RunEnd {
         while self.steps < budget {
+            if self.bus.stop.load(Ordering::Relaxed) && self.steps != 0 {
+                return RunEnd::Attention;
+            }
             if self.bus.ram.code_was_written() {
                 for page in self.bus.ram.take_code_written() {
                     self.code.drop_page(page);
                 }
             }
             self.tlb.sync(self.hart, self.bus.ram);
-            if let Leave::End(end) = self.run_some::<false>(budget) {
-                return end;
+            let slice = budget.min(self.steps + SLICE);
+            match self.run_some::<false>(slice) {
+                Leave::Refetch | Leave::End(RunEnd::Budget) => {}
+                Leave::End(end) => return end,
             }
         }
         RunEnd::Budget
