@@ -9,7 +9,7 @@
 
 use std::mem::offset_of;
 
-use crate::asm::{Alu, Asm, Cond, Mem, Reg, Shift, Size, Sse, Xm};
+use crate::asm::{Alu, Asm, Cond, Mem, Reg, Size, Sse, Xm};
 use crate::layout::{BASE, BUDGET, FETCH_TABLE, FETCH_TAG, Layout, MAPPED, MAPPED_F};
 use crate::tables::{FETCH_ENTRIES, Tables};
 
@@ -91,19 +91,36 @@ const STORE_F64: u8 = 0x11;
 
 /// Jumps to the guest address in RAX, on whatever page. Uses RCX and RDX.
 pub(crate) fn jump_to_rax(a: &mut Asm, layout: &Layout, untranslated: u64) {
-    let table = |field| layout.table(field);
-    a.mov(D, Rcx, Rax);
     a.mov(Q, Rdx, Rax);
-    a.shift(Shift::Shr, D, Rcx, 8);
     a.alu_imm(Alu::And, Q, Rdx, -4096);
-    a.alu_imm(Alu::And, D, Rcx, ((FETCH_ENTRIES - 1) << 4) as i32);
-    a.store(Q, table(offset_of!(Tables, page_va)), Rdx);
-    a.alu_load(Alu::Or, Q, Rdx, table(offset_of!(Tables, fetch_id)));
-    a.alu_load(Alu::Cmp, Q, Rdx, layout.fetch(Rcx, FETCH_TAG));
+    look_up_page(a, layout);
     a.jcc_to(Cond::Ne, untranslated);
     a.mov(Q, Rcx, layout.fetch(Rcx, FETCH_TABLE));
     a.alu_imm(Alu::And, D, Rax, 0xffe);
     a.mov(D, Rcx, Mem { base: Rcx, index: Some((Rax, 1)), disp: 0 });
+    a.jmp_rm(Rcx);
+}
+
+/// Goes to the page whose address is in RDX and looks it up: flags say whether it was found, in the entry that RCX selects.
+fn look_up_page(a: &mut Asm, layout: &Layout) {
+    a.rorx(D, Rcx, Rdx, 8);
+    a.alu_imm(Alu::And, D, Rcx, ((FETCH_ENTRIES - 1) << 4) as i32);
+    a.store(Q, layout.table(offset_of!(Tables, page_va)), Rdx);
+    a.alu_load(Alu::Or, Q, Rdx, layout.table(offset_of!(Tables, fetch_id)));
+    a.alu_load(Alu::Cmp, Q, Rdx, layout.fetch(Rcx, FETCH_TAG));
+}
+
+/// Jumps to an offset relative to the start of the present page, on another one. Uses RAX, RCX and RDX.
+pub(crate) fn jump_away(a: &mut Asm, layout: &Layout, offset: i32, missing: u64) {
+    let (page, within) = (offset & !0xfff, offset & 0xfff);
+    a.mov(Q, Rdx, layout.table(offset_of!(Tables, page_va)));
+    a.alu_imm(Alu::Add, Q, Rdx, page);
+    look_up_page(a, layout);
+    // Whether the page or the entry point is missing, it is this offset of what is the present page by now.
+    a.mov_imm(Rax, within as u64);
+    a.jcc_to(Cond::Ne, missing);
+    a.mov(Q, Rcx, layout.fetch(Rcx, FETCH_TABLE));
+    a.mov(D, Rcx, Mem::new(Rcx, within * 2));
     a.jmp_rm(Rcx);
 }
 

@@ -442,9 +442,7 @@ impl<'a> Emit<'a> {
 
     /// Jumps to an address given relative to the start of this page.
     fn jump_away(&mut self, offset: i32) {
-        self.a.mov(Q, Rax, self.table(offset_of!(Tables, page_va)));
-        self.a.alu_imm(Alu::Add, Q, Rax, offset);
-        stubs::jump_to_rax(&mut self.a, self.layout, self.stubs.untranslated);
+        stubs::jump_away(&mut self.a, self.layout, offset, self.stubs.missing);
     }
 
     fn branch(&mut self, insn: &Insn) {
