@@ -321,6 +321,18 @@ fn what_the_architecture_names_is_there() {
 }
 
 #[test]
+fn links_within_the_documents_lead_somewhere() {
+    for path in files().iter().filter(|path| path.ends_with(".md")) {
+        let dir = tree::root().join(path).parent().unwrap().to_owned();
+        let text = file(path);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap();
+            assert!(dir.join(target).exists(), "{path}: {link} is not there");
+        }
+    }
+}
+
+#[test]
 fn licences_are_here() {
     assert!(file("Cargo.toml").contains("license = \"MIT OR Apache-2.0\""));
     assert!(file("LICENSE-MIT").starts_with("MIT License"));
