@@ -6,6 +6,12 @@
 use crate::runtime::{Entry, Exit, Found, Link, Runtime, State, Stats};
 use crate::tables::Tables;
 
+/// False.
+#[must_use]
+pub fn is_supported() -> bool {
+    false
+}
+
 /// A translator that cannot be had.
 #[derive(Debug)]
 pub enum Jit {}

@@ -58,6 +58,12 @@ pub struct Jit {
     evictions: u64,
 }
 
+/// Whether this host can have a translator: its processor suffices, and it gives memory to execute.
+#[must_use]
+pub fn is_supported() -> bool {
+    Features::detect().is_some() && Arena::new(STUBS).is_some()
+}
+
 impl Jit {
     /// A translator for harts laid out as this one, with RAM of `ram_pages` pages; `None` when this host cannot have one.
     #[must_use]

@@ -53,13 +53,9 @@ mod runtime;
 mod stubs;
 pub mod tables;
 
-/// Whether there is a translator for this kind of host at all.
-pub const IS_SUPPORTED: bool =
-    cfg!(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")));
-
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit"))))]
-pub use self::absent::Jit;
+pub use self::absent::{Jit, is_supported};
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
-pub use self::cache::Jit;
+pub use self::cache::{Jit, is_supported};
 pub use self::runtime::{Answer, CSRS, Csr, Entry, Exit, Found, Link, Runtime, State, Stats};
 pub use self::tables::Tables;

@@ -104,7 +104,7 @@ impl Interp {
     /// Empty caches.
     #[must_use]
     pub fn new(harts: usize, ram: &GuestRam, config: EngineConfig) -> Self {
-        let wants_jit = config.kind == EngineKind::Jit && jit::IS_SUPPORTED;
+        let wants_jit = config.kind == EngineKind::Jit && jit::is_supported();
         let pages_max = if wants_jit { code::PAGES_MAX_JIT } else { code::PAGES_MAX };
         Self {
             tlbs: (0..harts).map(|_| Tlb::new()).collect(),
