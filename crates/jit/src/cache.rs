@@ -5,6 +5,8 @@
 //!   code in it is dropped whole, and the generation raised.
 //! - INV-CACHE-2: a page's table holds the address of an entry point or of the stub for missing ones.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::arena::Arena;
 use crate::emit::{Emit, Page};
 use crate::features::Features;
@@ -21,6 +23,8 @@ const CHUNKS_MAX: usize = 32;
 const STUBS: usize = 4096;
 /// More than the code of one translation takes.
 const CODE_MAX: usize = 64 << 10;
+/// Generations of no two translators are the same, so that tables filled for one are not taken for another's.
+static FIRST_GENERATION: AtomicU64 = AtomicU64::new(1);
 /// Counters of executions.
 const HEATS: usize = 1 << 16;
 
@@ -89,7 +93,7 @@ impl Jit {
             next: STUBS,
             wrapped: false,
             heat: Box::new([0; HEATS]),
-            generation: 1,
+            generation: FIRST_GENERATION.fetch_add(1 << 32, Ordering::Relaxed),
             blocks: 0,
             evictions: 0,
         })
