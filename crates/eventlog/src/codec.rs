@@ -17,7 +17,7 @@
 //! | 1 | digest | 8 bytes, little endian |
 //! | 2 | clock, rate as before | zigzag varint: mtime less the value derived from the clock before |
 //! | 3 | clock, new rate | as 2, then the rate as a varint |
-//! | 4 | received frame | length as a varint, bytes |
+//! | 4 | received packet | length as a varint, bytes: a frame with its header, see [`machine::offload`] |
 //! | 5 | block completion with data | id as a varint, status, length as a varint, bytes |
 //! | 6 | block completion without data | id as a varint, status |
 //! | 7 | block read, data from the local disk | id as a varint |
@@ -156,7 +156,7 @@ impl Encoder {
             .checked_sub(self.end.icount)
             .ok_or(AppendError::IcountDecreased { icount, end: self.end })?;
         let len = match &record.entry {
-            Entry::Input(Input::NetRx { frame: data, .. } | Input::BlkDone { data, .. })
+            Entry::Input(Input::NetRx { packet: data, .. } | Input::BlkDone { data, .. })
             | Entry::Input(
                 Input::Console { bytes: data, .. } | Input::Entropy { bytes: data, .. },
             ) => data.len(),
@@ -195,9 +195,9 @@ impl Encoder {
                 }
                 self.clock = ClockBase { mtime: *mtime, at: icount, rate: *rate };
             }
-            Input::NetRx { dev, frame } => {
+            Input::NetRx { dev, packet } => {
                 head(out, NET_RX, Some(*dev), delta);
-                put_bytes(out, frame);
+                put_bytes(out, packet);
             }
             Input::BlkDone { dev, id, status, data } => {
                 let kind = if data.is_empty() { BLK_DONE } else { BLK_DATA };
@@ -366,7 +366,7 @@ impl Cursor<'_> {
                 let rate = if kind == CLOCK { clock.rate } else { self.new_rate(clock.rate)? };
                 Entry::Input(Input::Clock { mtime, rate })
             }
-            NET_RX => Entry::Input(Input::NetRx { dev, frame: self.data()? }),
+            NET_RX => Entry::Input(Input::NetRx { dev, packet: self.data()? }),
             BLK_DATA | BLK_DONE => {
                 let id = self.varint()?;
                 let status = self.status()?;

@@ -27,7 +27,7 @@ pub use segment::{
 };
 
 /// Version of the record encoding and of the segment layout.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A place in the log.
 #[derive(

@@ -18,6 +18,7 @@ pub mod disk;
 mod huge;
 pub mod log;
 pub mod name;
+pub mod offload;
 pub mod one_line;
 mod priority;
 pub mod tap;

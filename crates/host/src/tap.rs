@@ -1,16 +1,21 @@
-//! Tap devices: Ethernet frames between a guest and the host's network.
+//! Tap devices: packets ([`machine::offload`]) between a guest and the host's network.
 //!
 //! # Place
-//! The run loop writes frames; a reader thread of its own waits in [`TapReader::next_frame`] until a frame comes or it is
-//! woken by a [`TapWaker`].
+//! The run loop writes packets; a reader thread of its own waits in [`TapReader::next_packet`] until one comes or it is
+//! woken by a [`TapWaker`]. The kernel does what a packet leaves undone, or leaves it undone where nobody needs it, as
+//! on the way to another guest. Where it has no headers on taps, [`crate::offload`] does it here.
+//!
+//! # Invariants
+//! - INV-TAP-1: what comes in has no more work left than [`Tap::set_offloads`] said last, none before the first call,
+//!   but for what was under way.
 //!
 //! # Failure
-//! A frame that the kernel has no room for is dropped and counted, as on any network. Everything else is a
+//! A packet that the kernel has no room for is dropped and counted, as on any network. Everything else is a
 //! [`TapError`] that names the interface. The interface goes away with its last descriptor unless it is persistent.
 //!
 //! # References
 //! Linux `Documentation/networking/tuntap.rst`; netdevice(7).
-#![expect(unsafe_code, reason = "TUNSETIFF is an ioctl that no safe wrapper has")]
+#![expect(unsafe_code, reason = "taps have ioctls that no safe wrapper has")]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -23,10 +28,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
+use machine::offload::{FRAME_BYTES_MAX, HEADER_BYTES, Offloads, Work, frame};
+
+use crate::offload::finish;
 use crate::one_line::flatten;
 
-/// Longest frame that is read.
-pub const FRAME_BYTES_MAX: usize = 65_550;
 const DEVICE: &str = "/dev/net/tun";
 
 /// Why a tap does not work.
@@ -79,6 +85,8 @@ pub struct Tap {
 struct Shared {
     file: File,
     name: String,
+    /// The kernel reads and writes packets, not frames.
+    has_headers: bool,
     dropped: AtomicU64,
 }
 
@@ -93,9 +101,48 @@ impl Tap {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
         let file = options.open(DEVICE).map_err(|e| fail("open /dev/net/tun for", e))?;
-        set_interface(&file, name).map_err(|e| fail("create", e))?;
-        let name = name.to_owned();
-        Ok(Self { shared: Arc::new(Shared { file, name, dropped: AtomicU64::new(0) }) })
+        let has_headers =
+            can_have_headers(&file).map_err(|e| fail("ask for the features of", e))?;
+        set_interface(&file, name, has_headers).map_err(|e| fail("create", e))?;
+        if has_headers {
+            set_headers(&file).map_err(|e| fail("set the headers of", e))?;
+        }
+        let (name, dropped) = (name.to_owned(), AtomicU64::new(0));
+        let tap = Self { shared: Arc::new(Shared { file, name, has_headers, dropped }) };
+        // A persistent tap has those of its last user.
+        tap.set_offloads(Offloads::default())?;
+        Ok(tap)
+    }
+
+    /// Says what packets that come in may leave undone.
+    ///
+    /// # Errors
+    /// [`TapError::Io`].
+    pub fn set_offloads(&self, offloads: Offloads) -> Result<(), TapError> {
+        if !self.shared.has_headers {
+            return Ok(());
+        }
+        let mut flags = 0;
+        let wanted = [
+            (true, libc::TUN_F_CSUM),
+            (offloads.tcp4, libc::TUN_F_TSO4),
+            (offloads.tcp6, libc::TUN_F_TSO6),
+        ];
+        for (_, flag) in wanted.iter().filter(|(is_on, _)| *is_on && offloads.checksum) {
+            flags |= flag;
+        }
+        // SAFETY: the descriptor is open as long as the file is, and TUNSETOFFLOAD takes a number, no pointer.
+        let result = unsafe {
+            libc::ioctl(
+                self.shared.file.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(flags),
+            )
+        };
+        if result < 0 {
+            return Err(self.io_error("set the offloads of", io::Error::last_os_error()));
+        }
+        Ok(())
     }
 
     /// The interface's name.
@@ -130,12 +177,30 @@ impl Tap {
         ip(&["link", "set", "dev", self.name(), "address", &address, "master", bridge])
     }
 
-    /// Sends a frame, or drops it when the kernel has no room. Whether it was sent.
+    /// Sends a packet, or drops it when the kernel has no room. Whether it was sent, all of it.
     ///
     /// # Errors
-    /// [`TapError::Io`]; a frame that is too short or too long is dropped without one, since a guest can make it.
-    pub fn write(&self, frame: &[u8]) -> Result<bool, TapError> {
-        match (&self.shared.file).write(frame) {
+    /// [`TapError::Io`]; what is no packet is dropped without one.
+    pub fn write(&self, packet: &[u8]) -> Result<bool, TapError> {
+        let Ok(work) = Work::of(packet) else {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return Ok(false);
+        };
+        if self.shared.has_headers {
+            return self.write_bytes(packet);
+        }
+        if let Work::None | Work::Good = work {
+            return self.write_bytes(frame(packet));
+        }
+        let mut all = true;
+        for packet in finish(packet, &work) {
+            all &= self.write_bytes(frame(&packet))?;
+        }
+        Ok(all)
+    }
+
+    fn write_bytes(&self, bytes: &[u8]) -> Result<bool, TapError> {
+        match (&self.shared.file).write(bytes) {
             Ok(_) => Ok(true),
             Err(e) if is_frame_error(&e) => {
                 self.shared.dropped.fetch_add(1, Ordering::Relaxed);
@@ -145,7 +210,7 @@ impl Tap {
         }
     }
 
-    /// Frames that were dropped.
+    /// Packets, or frames, that were dropped.
     #[must_use]
     pub fn dropped_count(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
@@ -162,7 +227,7 @@ impl Tap {
         let reader = TapReader {
             tap: self.clone(),
             stop: Arc::clone(&event),
-            buf: vec![0; FRAME_BYTES_MAX],
+            buf: vec![0; HEADER_BYTES + FRAME_BYTES_MAX],
         };
         Ok((reader, TapWaker { event }))
     }
@@ -181,7 +246,7 @@ fn is_frame_error(e: &io::Error) -> bool {
         || FRAME.iter().any(|errno| Some(errno.raw_os_error()) == e.raw_os_error())
 }
 
-/// Waits for frames.
+/// Waits for packets.
 #[derive(Debug)]
 pub struct TapReader {
     tap: Tap,
@@ -190,13 +255,15 @@ pub struct TapReader {
 }
 
 impl TapReader {
-    /// The next frame, or none once the reader was woken.
+    /// The next packet, or none once the reader was woken.
     ///
     /// # Errors
     /// [`TapError::Io`].
-    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, TapError> {
+    pub fn next_packet(&mut self) -> Result<Option<&[u8]>, TapError> {
+        // Without headers from the kernel the place of the header stays all zeroes: nothing is left to do.
+        let start = if self.tap.shared.has_headers { 0 } else { HEADER_BYTES };
         let len = loop {
-            match (&self.tap.shared.file).read(&mut self.buf) {
+            match (&self.tap.shared.file).read(&mut self.buf[start..]) {
                 Ok(len) => break len,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -215,14 +282,14 @@ impl TapReader {
             }
             if fds[0].revents().contains(PollFlags::ERR) {
                 // The interface is down or gone; read says which.
-                match (&self.tap.shared.file).read(&mut self.buf) {
+                match (&self.tap.shared.file).read(&mut self.buf[start..]) {
                     Ok(len) => break len,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     Err(source) => return Err(self.tap.io_error("read from", source)),
                 }
             }
         };
-        Ok(Some(&self.buf[..len]))
+        Ok(Some(&self.buf[..start + len]))
     }
 }
 
@@ -233,7 +300,7 @@ pub struct TapWaker {
 }
 
 impl TapWaker {
-    /// The reader's present wait, or its next one, ends without a frame.
+    /// The reader's present wait, or its next one, ends without a packet.
     pub fn wake(&self) {
         // An eventfd that is full is readable as well.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
@@ -251,10 +318,37 @@ fn ip(arguments: &[&str]) -> Result<(), TapError> {
     Err(fail(flatten(&String::from_utf8_lossy(&output.stderr))))
 }
 
+/// Whether the kernel can put headers before frames.
+fn can_have_headers(file: &File) -> io::Result<bool> {
+    let mut features: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `file` is, and TUNGETFEATURES writes one `int`, which lives through the
+    // call and is not used by anybody else.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(features & libc::IFF_VNET_HDR != 0)
+}
+
+/// Headers as packets have them: in length, and little endian on every host.
+fn set_headers(file: &File) -> io::Result<()> {
+    let length = libc::c_int::try_from(HEADER_BYTES).map_err(io::Error::other)?;
+    for (request, value) in [(libc::TUNSETVNETHDRSZ, length), (libc::TUNSETVNETLE, 1)] {
+        // SAFETY: the descriptor is open as long as `file` is, and both requests read one `int`, which lives through
+        // the call.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw const value) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Makes `file` the tap `name`; the name was checked.
-fn set_interface(file: &File, name: &str) -> io::Result<()> {
+fn set_interface(file: &File, name: &str, has_headers: bool) -> io::Result<()> {
+    let headers = if has_headers { libc::IFF_VNET_HDR } else { 0 };
     #[expect(clippy::cast_possible_truncation, reason = "flags fit, as the kernel's ABI has it")]
-    let flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | headers) as libc::c_short;
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
@@ -271,6 +365,8 @@ fn set_interface(file: &File, name: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use machine::offload::plain;
+
     use super::*;
     use crate::announce::rarp;
 
@@ -294,7 +390,7 @@ mod tests {
         }
         let tap = Tap::open("ustap0").unwrap();
         // While the interface is down, frames are dropped.
-        assert!(!tap.write(&rarp([2; 6])).unwrap());
+        assert!(!tap.write(&plain(&rarp([2; 6]))).unwrap());
         assert_eq!(tap.dropped_count(), 1);
         ip(&["link", "add", "usbr0", "type", "bridge"]).unwrap();
         ip(&["link", "set", "dev", "usbr0", "up"]).unwrap();
@@ -325,11 +421,11 @@ mod tests {
         other.attach_to_bridge("usbr0").unwrap();
         other.bring_up().unwrap();
         let (mut reader, waker) = other.reader().unwrap();
-        let frame = rarp([2, 0, 0, 0, 0, 9]);
+        let expected = plain(&rarp([2, 0, 0, 0, 0, 9]));
         let thread = std::thread::spawn(move || {
             loop {
-                let Some(got) = reader.next_frame().unwrap() else { return false };
-                if got == frame {
+                let Some(got) = reader.next_packet().unwrap() else { return false };
+                if got == expected {
                     return true;
                 }
             }
@@ -338,7 +434,7 @@ mod tests {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while !thread.is_finished() {
             assert!(std::time::Instant::now() < deadline, "the frame did not arrive");
-            assert!(tap.write(&rarp([2, 0, 0, 0, 0, 9])).unwrap());
+            assert!(tap.write(&plain(&rarp([2, 0, 0, 0, 0, 9]))).unwrap());
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         assert!(thread.join().unwrap());
@@ -346,7 +442,7 @@ mod tests {
         // A woken reader ends: the second wait finds the event that the first one left.
         let (mut reader, _waker) = tap.reader().unwrap();
         let stop = TapWaker { event: Arc::clone(&reader.stop) };
-        let thread = std::thread::spawn(move || while reader.next_frame().unwrap().is_some() {});
+        let thread = std::thread::spawn(move || while reader.next_packet().unwrap().is_some() {});
         stop.wake();
         thread.join().unwrap();
         waker.wake();

@@ -21,12 +21,12 @@ pub enum Input {
         /// Ticks for each 2^16 steps from here on.
         rate: ClockRate,
     },
-    /// A frame from the network, without any virtio header.
+    /// A packet from the network. The device drops what the guest has no buffers for, and what it did not accept to do.
     NetRx {
         /// Index of the network device.
         dev: u8,
-        /// Ethernet frame, without FCS.
-        frame: Vec<u8>,
+        /// A frame with its header, see [`crate::offload`].
+        packet: Vec<u8>,
     },
     /// A block request is complete.
     BlkDone {
@@ -80,12 +80,12 @@ pub struct Output {
 /// What leaves the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputKind {
-    /// A frame to send.
+    /// A packet to send.
     NetTx {
         /// Index of the network device.
         dev: u8,
-        /// Ethernet frame, without FCS.
-        frame: Vec<u8>,
+        /// A frame with its header, which the device has checked; see [`crate::offload`].
+        packet: Vec<u8>,
     },
     /// A block request. The device keeps it until its [`Input::BlkDone`]. A request never overlaps an outstanding
     /// one where either of the two writes, so that the order of execution does not matter.

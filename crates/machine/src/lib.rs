@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! Those of [`machine`](crate::machine) (INV-MACHINE), [`ram`] (INV-RAM), [`mmu`] (INV-MMU), [`interp`] (INV-ENGINE),
-//! [`clock`] (INV-CLOCK) and [`hart`] (INV-HART).
+//! [`clock`] (INV-CLOCK), [`hart`] (INV-HART) and [`offload`] (INV-OFFLOAD).
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod interp;
 pub mod io;
 pub mod machine;
 pub mod mmu;
+pub mod offload;
 pub mod ram;
 mod sbi;
 

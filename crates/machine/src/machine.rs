@@ -19,20 +19,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::board::boot::{self, LoadError};
-use crate::board::{self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError};
+use crate::board::{
+    self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError, NetRoom,
+};
 use crate::clock::Clock;
 use crate::config::{BootImages, MachineConfig};
 use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::{Hart, HartSaved, HartState, Mode, irq};
 use crate::interp::{Bus, Interp, RunEnd};
 use crate::io::{HaltReason, Input, Output, OutputKind};
+use crate::offload::Offloads;
 use crate::ram::{GuestRam, OutsideRam, PAGE_SHIFT, RAM_BASE};
 use crate::sbi::{self, SbiRequest};
 
 /// Steps of a hart's turn.
 const TURN: u64 = 8192;
 /// Version of [`MachineSaved`] and of the machine model: replicas must agree on it.
-pub const MODEL_VERSION: u32 = 2;
+pub const MODEL_VERSION: u32 = 3;
 
 /// Why [`Machine::run`] came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,6 +242,18 @@ impl Machine {
     #[must_use]
     pub fn outstanding(&self) -> Vec<OutputKind> {
         self.board.outstanding()
+    }
+
+    /// See [`Board::net_room`].
+    #[must_use]
+    pub fn net_room(&self, dev: u8, bytes: usize) -> NetRoom {
+        self.board.net_room(dev, bytes, &self.ram)
+    }
+
+    /// See [`Board::net_offloads`].
+    #[must_use]
+    pub fn net_offloads(&self, dev: u8) -> Offloads {
+        self.board.net_offloads(dev)
     }
 
     /// Earliest guest time at which a timer will fire, in ticks; `None` when no timer is set.

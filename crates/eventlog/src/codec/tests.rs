@@ -12,7 +12,7 @@ fn golden() -> Vec<Record> {
         rec(65541, Entry::Input(Input::Clock { mtime: 1000 + 6554 - 2, rate: 6554 })),
         rec(65541, Entry::Mark),
         rec(65700, Entry::Digest(0x1122_3344_5566_7788)),
-        rec(65700, Entry::Input(Input::NetRx { dev: 1, frame: vec![0xaa, 0xbb] })),
+        rec(65700, Entry::Input(Input::NetRx { dev: 1, packet: vec![0xaa, 0xbb] })),
         rec(65701, Entry::BlkReadLocal { dev: 0, id: 300 }),
         rec(
             65701,
@@ -33,7 +33,7 @@ const GOLDEN: &[u8] = &[
     2, 0x80, 0x80, 4, 3, // clock, two ticks behind the derived value
     0, 0, // mark
     1, 0x9f, 1, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, // digest
-    0x14, 0, 2, 0xaa, 0xbb, // frame for device 1
+    0x14, 0, 2, 0xaa, 0xbb, // packet for device 1
     7, 1, 0xac, 2, // local read
     0xf6, 15, 0, 1, 1, // completion of device 15
     0x25, 1, 9, 0, 1, 7, // completion with data
@@ -72,7 +72,7 @@ fn record_before_the_end_is_refused() {
         encoder.append(&early, &mut out),
         Err(AppendError::IcountDecreased { icount: 9, .. })
     ));
-    let long = Input::NetRx { dev: 0, frame: vec![0; DATA_MAX + 1] };
+    let long = Input::NetRx { dev: 0, packet: vec![0; DATA_MAX + 1] };
     let long = Record { icount: 10, entry: Entry::Input(long) };
     assert!(matches!(encoder.append(&long, &mut out), Err(AppendError::TooLong { .. })));
     assert!(out.is_empty());
@@ -133,7 +133,7 @@ fn entry() -> impl Strategy<Value = Entry> {
         (any::<u8>(), any::<u64>()).prop_map(|(dev, id)| Entry::BlkReadLocal { dev, id }),
         (any::<u64>(), prop_oneof![Just(7u32), any::<u32>()])
             .prop_map(|(mtime, rate)| Entry::Input(Input::Clock { mtime, rate })),
-        (any::<u8>(), bytes()).prop_map(|(dev, frame)| Entry::Input(Input::NetRx { dev, frame })),
+        (any::<u8>(), bytes()).prop_map(|(dev, packet)| Entry::Input(Input::NetRx { dev, packet })),
         (any::<u8>(), any::<u64>(), status, bytes()).prop_map(|(dev, id, status, data)| {
             Entry::Input(Input::BlkDone { dev, id, status, data })
         }),

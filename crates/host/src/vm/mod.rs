@@ -16,6 +16,8 @@ mod clock;
 mod definition;
 mod engine;
 mod mailbox;
+mod outputs;
+mod packets;
 mod ports;
 mod primary;
 mod protect;

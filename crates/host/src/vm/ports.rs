@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use machine::io::{Input, OutputKind};
+use machine::io::OutputKind;
+use machine::offload::{frame, plain};
 use sha2::Digest as _;
 
 use super::definition::Definition;
+use super::packets::PacketQueue;
 use super::shared::Shared;
 use super::vcpu::{Disks, Mail};
 use crate::announce::AddressBook;
@@ -14,8 +16,6 @@ use crate::console::ConsoleHub;
 use crate::one_line::one_line;
 use crate::tap::{Tap, TapWaker};
 
-/// Frames that wait for the guest at most; more are dropped, as a network card does.
-const FRAMES_WAITING_MAX: usize = 512;
 /// Consoles: the UART and one for each virtio slot.
 pub(crate) const CONSOLES: usize = 1 + machine::config::VIRTIO_SLOTS;
 
@@ -23,6 +23,7 @@ struct NetPort {
     tap: Option<Tap>,
     waker: Option<TapWaker>,
     book: AddressBook,
+    queue: Arc<PacketQueue>,
 }
 
 /// The open ports of a VM on this host.
@@ -30,7 +31,7 @@ pub(crate) struct Ports {
     nets: Vec<NetPort>,
     consoles: Vec<ConsoleHub>,
     pub(crate) disks: Disks,
-    /// Frames from the taps go to the guest.
+    /// Packets from the taps go to the guest.
     is_live: Arc<AtomicBool>,
 }
 
@@ -50,9 +51,13 @@ impl Ports {
     ) -> Result<Self, String> {
         let is_live = Arc::new(AtomicBool::new(is_live));
         let macs = definition.config.macs()?;
-        let mut nets = Vec::new();
-        for (index, (section, mac)) in definition.config.nets.iter().zip(macs).enumerate() {
-            let mut port = NetPort { tap: None, waker: None, book: AddressBook::new(mac) };
+        let consoles = shared.consoles.clone();
+        // Closes what it has when the next port cannot be opened.
+        let mut ports = Self { nets: Vec::new(), consoles, disks, is_live: Arc::clone(&is_live) };
+        let sections = definition.config.nets.iter().zip(macs).zip(&shared.packets);
+        for (index, ((section, mac), queue)) in sections.enumerate() {
+            let (book, queue) = (AddressBook::new(mac), Arc::clone(queue));
+            let mut port = NetPort { tap: None, waker: None, book, queue };
             if section.tap.is_some() || section.bridge.is_some() {
                 let name =
                     section.tap.clone().unwrap_or_else(|| tap_name(&definition.config.name, index));
@@ -62,33 +67,39 @@ impl Ports {
                     tap.attach_to_bridge(bridge).map_err(fail)?;
                 }
                 tap.bring_up().map_err(fail)?;
-                port.waker = Some(start_reader(&tap, index, shared, &is_live).map_err(fail)?);
+                let reader = start_reader(&tap, index, shared, &port.queue, &is_live);
+                port.waker = Some(reader.map_err(fail)?);
                 port.tap = Some(tap);
             }
-            nets.push(port);
+            ports.nets.push(port);
         }
-        Ok(Self { nets, consoles: shared.consoles.clone(), disks, is_live })
+        Ok(ports)
     }
 
-    /// Frames from the taps go to the guest from now on, or do not.
+    /// Packets from the taps go to the guest from now on, or do not.
     pub(crate) fn set_live(&self, is_live: bool) {
         self.is_live.store(is_live, Ordering::SeqCst);
     }
 
-    /// Learns the guest's addresses from a frame that it sends.
-    pub(crate) fn learn(&mut self, dev: u8, frame: &[u8]) {
+    /// Learns the guest's addresses from a packet that it sends.
+    pub(crate) fn learn(&mut self, dev: u8, packet: &[u8]) {
         if let Some(net) = self.nets.get_mut(usize::from(dev)) {
-            net.book.learn(frame);
+            net.book.learn(frame(packet));
         }
+    }
+
+    /// The tap of a network device, if it has one.
+    pub(crate) fn tap(&self, dev: u8) -> Option<Tap> {
+        self.nets.get(usize::from(dev))?.tap.clone()
     }
 
     /// Sends an output.
     pub(crate) fn send(&mut self, kind: OutputKind) {
         match kind {
-            OutputKind::NetTx { dev, frame } => {
+            OutputKind::NetTx { dev, packet } => {
                 if let Some(net) = self.nets.get_mut(usize::from(dev)) {
-                    net.book.learn(&frame);
-                    net.write(&frame);
+                    net.book.learn(frame(&packet));
+                    net.write(&packet);
                 }
             }
             OutputKind::Console { dev, bytes } => {
@@ -110,24 +121,32 @@ impl Ports {
     pub(crate) fn announce(&self) {
         for net in &self.nets {
             for frame in net.book.announcements() {
-                net.write(&frame);
+                net.write(&plain(&frame));
             }
         }
     }
 }
 
 impl NetPort {
-    fn write(&self, frame: &[u8]) {
+    fn write(&self, packet: &[u8]) {
         if let Some(tap) = &self.tap
-            && let Err(e) = tap.write(frame)
+            && let Err(e) = tap.write(packet)
         {
-            crate::log::line(&format!("cannot send a frame: {}", one_line(&e)));
+            crate::log::line(&format!("cannot send a packet: {}", one_line(&e)));
+        }
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        for net in &self.nets {
+            net.queue.close(&self.is_live);
         }
     }
 }
 
 impl Drop for NetPort {
-    /// Also where the next port cannot be opened: a reader that stays would keep the tap busy.
+    /// A reader that stays would keep the tap busy.
     fn drop(&mut self) {
         if let Some(waker) = &self.waker {
             waker.wake();
@@ -139,20 +158,21 @@ fn start_reader(
     tap: &Tap,
     index: usize,
     shared: &Arc<Shared>,
+    queue: &Arc<PacketQueue>,
     is_live: &Arc<AtomicBool>,
 ) -> Result<TapWaker, crate::tap::TapError> {
     let (mut reader, waker) = tap.reader()?;
     let (weak, is_live) = (Arc::downgrade(shared), Arc::clone(is_live));
-    let dev = u8::try_from(index).unwrap_or(u8::MAX);
+    let queue = Arc::clone(queue);
     let run = move || {
         let _ = crate::priority::realtime();
         loop {
-            match reader.next_frame() {
-                Ok(Some(frame)) if is_live.load(Ordering::Relaxed) => {
-                    let Some(shared) = weak.upgrade() else { return };
-                    let mail = Mail::Input(Input::NetRx { dev, frame: frame.to_vec() });
-                    // A guest that does not fetch its frames loses them.
-                    let _ = shared.mailbox.post_bounded(mail, FRAMES_WAITING_MAX);
+            match reader.next_packet() {
+                Ok(Some(packet)) if is_live.load(Ordering::Relaxed) => {
+                    if queue.put(packet.to_vec(), &is_live) {
+                        let Some(shared) = weak.upgrade() else { return };
+                        shared.mailbox.post(Mail::Packets);
+                    }
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => return,

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Encoder, Entry, LogPos, Record};
 use machine::Machine;
+use machine::board::NetRoom;
 use machine::io::{BlkOp, HaltReason, Input, Output, OutputKind};
 use machine::machine::Exit;
+use machine::offload::Offloads;
 use replica::{Event, LinkId};
 
 use super::bulk::{RamSender, SnapshotHead};
@@ -27,6 +29,7 @@ use super::record::Recording;
 use super::shared::Shared;
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
 use crate::disk::Completion;
+use crate::one_line::one_line;
 
 /// Length of a slice in microseconds of host time.
 const SLICE_US: f64 = 1000.0;
@@ -55,6 +58,8 @@ pub(crate) struct Primary {
     outputs: Vec<Output>,
     clock: HostClock,
     snapshot: Option<SnapshotUnderWay>,
+    /// What each network device's tap was told that the guest takes; nothing when it was opened.
+    offloads: Vec<Offloads>,
     /// Requests that the guest was told are done before this host went live, while its own disk still had them to do.
     settled: BTreeSet<(u8, u64)>,
     last_mark: u64,
@@ -83,6 +88,7 @@ impl Primary {
         Self {
             last_mark: machine.icount(),
             last_digest: (Instant::now(), machine.icount()),
+            offloads: vec![Offloads::default(); machine.config().nets.len()],
             machine,
             disks,
             encoder,
@@ -156,6 +162,48 @@ impl Primary {
         self.input(&input, entry);
     }
 
+    /// Gives the guest what its networks have for it, as far as it has buffers. Says whether there was anything.
+    fn deliver(&mut self, shared: &Shared) -> bool {
+        let mut any = false;
+        for (dev, queue) in (0u8..).zip(&shared.packets).take(self.offloads.len()) {
+            let offloads = self.machine.net_offloads(dev);
+            self.follow_offloads(shared, dev, offloads);
+            loop {
+                let machine = &self.machine;
+                let room = |bytes| machine.net_room(dev, bytes) != NetRoom::Full;
+                let Some(packet) = queue.take(offloads, room) else { break };
+                if machine.net_room(dev, packet.len()) == NetRoom::Down {
+                    // Nobody will ever ask for it.
+                    continue;
+                }
+                if !std::mem::replace(&mut any, true) {
+                    self.tick(Instant::now());
+                }
+                let input = Input::NetRx { dev, packet };
+                self.input(&input, Entry::Input(input.clone()));
+                if self.bytes.len() >= LOG_PIECE_BYTES {
+                    self.hand_over(shared);
+                }
+            }
+        }
+        any
+    }
+
+    /// Tells a tap what the guest's driver takes now.
+    fn follow_offloads(&mut self, shared: &Shared, dev: u8, offloads: Offloads) {
+        let Some(told) = self.offloads.get_mut(usize::from(dev)) else { return };
+        if std::mem::replace(told, offloads) == offloads {
+            return;
+        }
+        let tap = shared.lock().ports.as_ref().and_then(|ports| ports.tap(dev));
+        if let Some(tap) = tap
+            && let Err(e) = tap.set_offloads(offloads)
+        {
+            // What the guest does not take is done in software.
+            tracing(shared, &one_line(&e));
+        }
+    }
+
     /// The own disk is done with what the guest believes done since long: a failure must not stay hidden.
     fn settled_done(&mut self, shared: &Shared, done: Completion) {
         if let Some(error) = done.error {
@@ -223,6 +271,8 @@ impl Primary {
                 shared.feed(Event::MachineStopped);
             }
             Mail::Wake => self.is_stopped = false,
+            // The next step looks for them.
+            Mail::Packets => {}
             Mail::Run { .. }
             | Mail::Follow { .. }
             | Mail::Replay { .. }
@@ -300,6 +350,7 @@ impl Primary {
             self.rest(shared);
             return;
         }
+        self.deliver(shared);
         let start = Instant::now();
         self.tick(start);
         let before = self.machine.icount();
@@ -319,7 +370,10 @@ impl Primary {
         self.hand_over(shared);
         let pumping = self.pump_snapshot(shared);
         match exit {
-            Exit::Idle if !pumping && !is_answered => self.wait_idle(shared),
+            Exit::Idle if !pumping && (is_answered || self.deliver(shared)) => {
+                self.slow_down(shared, took)
+            }
+            Exit::Idle if !pumping => self.wait_idle(shared),
             Exit::Idle if pumping => shared.mailbox.wait(Some(Instant::now() + PUMP_PAUSE)),
             Exit::Halted => self.tell_halt(shared),
             Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => {

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use machine::config::VIRTIO_SLOTS;
 use machine::io::{Output, OutputKind};
 use replica::{
     ArbiterReply, Command, Config, Event, HostId, LinkId, LogPos, Message, MonoTime, Node, Record,
@@ -28,12 +29,14 @@ use super::bulk::Loaded;
 use super::definition::Definition;
 use super::engine::EngineUse;
 use super::mailbox::Mailbox;
+use super::outputs::OutputQueue;
+use super::packets::PacketQueue;
 use super::ports::{CONSOLES, Ports};
 use super::vcpu::{Mail, tracing};
 use crate::channel;
 use crate::console::ConsoleHub;
 
-/// Frames, bytes and requests that wait on a secondary for the news that they left; more than this and it is not
+/// Packets, bytes and requests that wait on a secondary for the news that they left; more than this and it is not
 /// keeping up with what its primary says.
 const TAIL_MAX: usize = 1 << 20;
 
@@ -86,9 +89,9 @@ pub(crate) struct Announced {
 pub(crate) struct Inner {
     pub(crate) node: Node,
     links: BTreeMap<LinkId, LinkEntry>,
-    held: VecDeque<Output>,
+    held: OutputQueue,
     /// On a secondary: outputs that may not have left the primary.
-    tail: VecDeque<Output>,
+    tail: OutputQueue,
     released: u64,
     pub(crate) ports: Option<Ports>,
     /// The link whose snapshot is wanted.
@@ -126,6 +129,8 @@ pub(crate) struct Shared {
     pub(crate) mailbox: Mailbox<Mail>,
     /// The UART's and the virtio consoles' output; they outlive machines.
     pub(crate) consoles: Vec<ConsoleHub>,
+    /// Packets for the guest, by network device.
+    pub(crate) packets: Vec<Arc<PacketQueue>>,
     next_link: AtomicU64,
     /// Counts the openings of disks.
     pub(crate) disk_epoch: AtomicU64,
@@ -195,8 +200,8 @@ impl Shared {
             inner: Mutex::new(Inner {
                 node: Node::new(cfg),
                 links: BTreeMap::new(),
-                held: VecDeque::new(),
-                tail: VecDeque::new(),
+                held: OutputQueue::default(),
+                tail: OutputQueue::default(),
                 released: 0,
                 ports: None,
                 loading: None,
@@ -217,6 +222,7 @@ impl Shared {
             }),
             mailbox: Mailbox::default(),
             consoles: (0..CONSOLES).map(|_| ConsoleHub::new()).collect(),
+            packets: (0..VIRTIO_SLOTS).map(|_| Arc::default()).collect(),
             next_link: AtomicU64::new(1),
             disk_epoch: AtomicU64::new(0),
             log_bytes: AtomicU64::new(0),
@@ -257,7 +263,7 @@ impl Shared {
         self.log_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let outputs_up_to = outputs.last().map(|o| o.icount);
         let mut inner = self.lock();
-        inner.held.extend(outputs);
+        outputs.into_iter().for_each(|output| inner.held.push(output));
         self.feed_locked(&mut inner, Event::LogProduced { bytes, end, outputs_up_to });
     }
 
@@ -265,25 +271,20 @@ impl Shared {
     pub(crate) fn keep_tail(&self, outputs: Vec<Output>) {
         let mut inner = self.lock();
         for output in outputs {
-            if let (OutputKind::NetTx { dev, frame }, Some(ports)) =
+            if let (OutputKind::NetTx { dev, packet }, Some(ports)) =
                 (&output.kind, &mut inner.ports)
             {
-                ports.learn(*dev, frame);
+                ports.learn(*dev, packet);
             }
             if output.icount > inner.released {
-                inner.tail.push_back(output);
+                inner.tail.push_over(output, TAIL_MAX);
             }
-        }
-        while inner.tail.len() > TAIL_MAX {
-            inner.tail.pop_front();
         }
     }
 
     fn note_released(inner: &mut Inner, released: u64) {
         inner.released = inner.released.max(released);
-        while inner.tail.front().is_some_and(|o| o.icount <= inner.released) {
-            inner.tail.pop_front();
-        }
+        while inner.tail.pop_until(inner.released).is_some() {}
     }
 
     /// A message came on a link.
@@ -510,8 +511,8 @@ impl Shared {
     fn release(&self, inner: &mut Inner, up_to_icount: u64) {
         let Inner { held, ports, released, .. } = inner;
         *released = (*released).max(up_to_icount);
-        while held.front().is_some_and(|o| o.icount <= up_to_icount) {
-            if let (Some(output), Some(ports)) = (held.pop_front(), ports.as_mut()) {
+        while let Some(output) = held.pop_until(up_to_icount) {
+            if let Some(ports) = ports.as_mut() {
                 ports.send(output.kind);
             }
         }
@@ -523,7 +524,10 @@ impl Shared {
         let Inner { tail, ports, released, .. } = &mut *inner;
         let Some(ports) = ports.as_mut() else { return };
         ports.announce();
-        for output in tail.drain(..).filter(|o| o.icount > resend_after) {
+        while let Some(output) = tail.pop() {
+            if output.icount <= resend_after {
+                continue;
+            }
             *released = (*released).max(output.icount);
             ports.send(output.kind);
         }

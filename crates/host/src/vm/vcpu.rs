@@ -37,6 +37,8 @@ use crate::one_line::one_line;
 pub(crate) enum Mail {
     /// Look at flags again.
     Wake,
+    /// Packets for the guest wait in their queue, which was empty.
+    Packets,
     /// Something for the guest.
     Input(Input),
     /// A disk finished a request.
@@ -159,6 +161,7 @@ impl Vcpu {
             // Inputs for a machine that is not live here, and news of what is gone.
             (
                 Mail::Input(_)
+                | Mail::Packets
                 | Mail::DiskDone { .. }
                 | Mail::GoLive { .. }
                 | Mail::Snapshot { .. }

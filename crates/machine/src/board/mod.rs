@@ -36,6 +36,7 @@ mod tests;
 
 use crate::config::{MachineConfig, VIRTIO_SLOTS};
 use crate::io::{Input, Output, OutputKind};
+use crate::offload::Offloads;
 use crate::ram::GuestRam;
 
 use clint::{CLINT_SIZE, Clint};
@@ -128,6 +129,17 @@ pub enum ApplyError {
     /// The input is one that the machine itself applies.
     #[error("the input is not for a device")]
     NotForBoard,
+}
+
+/// Whether a packet finds buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetRoom {
+    /// The device will take it, or break the driver's queue for what is wrong with it.
+    Ready,
+    /// The driver has no buffers for it now.
+    Full,
+    /// Nobody listens.
+    Down,
 }
 
 /// External interrupts and the software interrupt of one hart.
@@ -304,10 +316,10 @@ impl Board {
                 let index = dev.checked_sub(1).ok_or(unknown.clone())?;
                 self.find(|slot| slot.is_console(index)).ok_or(unknown)?.console_input(bytes, ctx);
             }
-            Input::NetRx { dev, frame } => self
+            Input::NetRx { dev, packet } => self
                 .find(|slot| slot.is_net(*dev))
                 .ok_or(ApplyError::UnknownDevice { kind: "network", dev: *dev })?
-                .net_input(frame, ctx),
+                .net_input(packet, ctx),
             Input::BlkDone { dev, id, status, data } => self
                 .find(|slot| slot.is_blk(*dev))
                 .ok_or(ApplyError::UnknownDevice { kind: "block", dev: *dev })?
@@ -324,6 +336,20 @@ impl Board {
 
     fn find(&mut self, is_it: impl Fn(&Slot) -> bool) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| is_it(slot))
+    }
+
+    /// Whether a network device's driver has buffers for a packet of that many bytes.
+    #[must_use]
+    pub fn net_room(&self, dev: u8, bytes: usize, ram: &GuestRam) -> NetRoom {
+        let slot = self.slots.iter().find(|slot| slot.is_net(dev));
+        slot.map_or(NetRoom::Down, |slot| slot.net_room(bytes, ram))
+    }
+
+    /// What a network device's driver has said that packets for it may leave undone; nothing while it is not ready.
+    #[must_use]
+    pub fn net_offloads(&self, dev: u8) -> Offloads {
+        let slot = self.slots.iter().find(|slot| slot.is_net(dev));
+        slot.map_or_else(Offloads::default, Slot::net_offloads)
     }
 
     /// What the guest asked for since the last call; the first of several requests counts.

@@ -185,9 +185,9 @@ pub struct Segment {
 /// State of a network device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {
-    /// Frames that found no buffer, wrapping.
+    /// Packets that found no buffer, or that the driver could not take, wrapping.
     pub rx_dropped: u64,
-    /// Frames that were too short or too long to send, wrapping.
+    /// Packets whose length or header was bad, wrapping.
     pub tx_dropped: u64,
 }
 

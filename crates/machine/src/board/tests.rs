@@ -255,7 +255,7 @@ fn uart_loopback_stays_inside() {
 fn inputs_for_nobody_are_refused() {
     let mut rig = Rig::new();
     let refused = [
-        Input::NetRx { dev: 0, frame: vec![0; 60] },
+        Input::NetRx { dev: 0, packet: vec![0; 72] },
         Input::BlkDone { dev: 0, id: 0, status: crate::io::BlkStatus::Ok, data: vec![] },
         Input::Console { dev: 1, bytes: vec![1] },
         Input::Entropy { dev: 0, bytes: vec![1] },

@@ -25,9 +25,11 @@ mod tests;
 
 use crate::config::{MachineConfig, VIRTIO_SLOTS};
 use crate::io::{BlkStatus, OutputKind};
+use crate::offload::Offloads;
+use crate::ram::GuestRam;
 
 use super::state::{DeviceSaved, LoadBoardError, SlotSaved};
-use super::{ApplyError, BusCtx};
+use super::{ApplyError, BusCtx, NetRoom};
 use blk::Blk;
 use console::Console;
 use net::Net;
@@ -166,9 +168,17 @@ impl Slot {
         }
     }
 
-    pub(super) fn net_input(&mut self, frame: &[u8], ctx: &mut BusCtx<'_>) {
+    pub(super) fn net_room(&self, bytes: usize, ram: &GuestRam) -> NetRoom {
+        net::room(bytes, &self.transport, ram)
+    }
+
+    pub(super) fn net_offloads(&self) -> Offloads {
+        net::receive_offloads(&self.transport)
+    }
+
+    pub(super) fn net_input(&mut self, packet: &[u8], ctx: &mut BusCtx<'_>) {
         if let Device::Net(net) = &mut self.device {
-            net.receive(frame, &mut self.transport, ctx);
+            net.receive(packet, &mut self.transport, ctx);
         }
     }
 

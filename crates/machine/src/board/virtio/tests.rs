@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use crate::board::{ApplyError, Board, BoardSaved, BusCtx, VIRTIO_BASE, VIRTIO_STRIDE};
+use crate::board::{ApplyError, Board, BoardSaved, BusCtx, NetRoom, VIRTIO_BASE, VIRTIO_STRIDE};
 use crate::config::{DiskConfig, MachineConfig, NetConfig};
 use crate::io::{BlkOp, BlkStatus, Input, Output, OutputKind};
+use crate::offload::{Offloads, plain};
 use crate::ram::{GuestRam, RAM_BASE};
 
 const SIZE: u16 = 16;
@@ -22,6 +23,8 @@ const EVENT_IDX: u64 = 1 << 29;
 const INDIRECT: u64 = 1 << 28;
 const VERSION_1: u64 = 1 << 32;
 const MRG_RXBUF: u64 = 1 << 15;
+/// Checksums, and segments of TCP over IPv4 and IPv6, in both directions.
+const OFFLOADS: u64 = 0x1983;
 const DISK: u64 = 1 << 20;
 
 fn config() -> MachineConfig {
@@ -283,7 +286,7 @@ fn net_sends_what_follows_the_header() {
         };
         assert!(rig.take_outputs().is_empty());
         rig.kick(NET, 1);
-        assert_eq!(rig.take_outputs(), [OutputKind::NetTx { dev: 0, frame: frame(100) }]);
+        assert_eq!(rig.take_outputs(), [OutputKind::NetTx { dev: 0, packet: plain(&frame(100)) }]);
         assert_eq!(rig.used(NET, 1), [(head, 0)]);
         assert_eq!(rig.read(NET, 0x60), 1);
         rig.write(NET, 0x64, 1);
@@ -321,7 +324,7 @@ fn frames_too_short_or_too_long_are_not_sent() {
 fn net_receives_into_one_buffer_or_several_or_drops() {
     let mut rig = Rig::started(NET, MRG_RXBUF);
     let receive = |rig: &mut Rig, len| {
-        rig.apply(Input::NetRx { dev: 0, frame: frame(len) }).unwrap();
+        rig.apply(Input::NetRx { dev: 0, packet: plain(&frame(len)) }).unwrap();
     };
     receive(&mut rig, 60);
     assert!(rig.used(NET, 0).is_empty());
@@ -338,7 +341,104 @@ fn net_receives_into_one_buffer_or_several_or_drops() {
     receive(&mut rig, 60);
     assert_eq!(rig.used(NET, 0).len(), 3);
     assert!(rig.board.irq_lines(0) == rig.board.irq_lines(1));
-    assert!(rig.apply(Input::NetRx { dev: 1, frame: frame(60) }).is_err());
+    assert!(rig.apply(Input::NetRx { dev: 1, packet: plain(&frame(60)) }).is_err());
+}
+
+/// A packet of TCP over IPv4 whose `data` bytes are to be cut into segments of `size`.
+fn segments(data: usize, size: u16) -> Vec<u8> {
+    let mut bytes = vec![2; 12];
+    bytes.extend([8, 0, 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    bytes.extend([0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    bytes.extend(frame(data));
+    let mut packet = plain(&bytes);
+    packet[..10].copy_from_slice(&[1, 1, 54, 0, 0, 0, 34, 0, 16, 0]);
+    packet[4..6].copy_from_slice(&size.to_le_bytes());
+    packet
+}
+
+#[test]
+fn net_sends_work_only_as_far_as_it_was_offered() {
+    let packet = segments(3000, 1000);
+    let mut checksum = packet.clone();
+    checksum[1..6].fill(0);
+    let mut hostile = packet.clone();
+    hostile[6] = 200;
+    for (features, sent) in
+        [(0, vec![]), (1, vec![&checksum]), (OFFLOADS, vec![&checksum, &packet])]
+    {
+        let mut rig = Rig::started(NET, features);
+        for packet in [&checksum, &packet, &hostile] {
+            rig.ram.write(BUF, packet).unwrap();
+            rig.add(NET, 1, &[(BUF, packet.len() as u32, false)]);
+            rig.kick(NET, 1);
+        }
+        let sent = sent.into_iter().map(|p| OutputKind::NetTx { dev: 0, packet: p.clone() });
+        assert_eq!(rig.take_outputs(), sent.collect::<Vec<_>>());
+        assert_eq!(rig.used(NET, 1).len(), 3);
+    }
+}
+
+#[test]
+fn net_receives_work_only_as_far_as_the_driver_takes_it() {
+    let packet = segments(3000, 1000);
+    for (features, is_taken) in
+        [(MRG_RXBUF, false), (MRG_RXBUF | 2, false), (OFFLOADS | MRG_RXBUF, true)]
+    {
+        let mut rig = Rig::started(NET, features);
+        for i in 0..4 {
+            rig.add(NET, 0, &[(BUF + 0x1000 * i, 1024, true)]);
+        }
+        rig.apply(Input::NetRx { dev: 0, packet: packet.clone() }).unwrap();
+        let taken = if is_taken { vec![(0, 1024), (1, 1024), (2, 1018)] } else { vec![] };
+        assert_eq!(rig.used(NET, 0), taken);
+        if is_taken {
+            assert_eq!(rig.bytes(BUF, 10), packet[..10]);
+            assert_eq!(rig.bytes(BUF + 10, 2), [3, 0]);
+            assert_eq!(rig.bytes(BUF + 12, 1012), packet[12..1024]);
+        }
+        assert_eq!(rig.board.net_offloads(0).tcp4, features & OFFLOADS == OFFLOADS);
+        rig.write(NET, 0x70, 0);
+        assert_eq!(rig.board.net_offloads(0), Offloads::default());
+    }
+}
+
+#[test]
+fn a_header_may_be_longer_than_a_buffer() {
+    let mut rig = Rig::started(NET, MRG_RXBUF);
+    for (i, len) in [(0, 5), (1, 6), (2, 100)] {
+        rig.add(NET, 0, &[(BUF + 0x1000 * i, len, true)]);
+    }
+    rig.apply(Input::NetRx { dev: 0, packet: plain(&frame(60)) }).unwrap();
+    assert_eq!(rig.used(NET, 0), [(0, 5), (1, 6), (2, 61)]);
+    assert_eq!(rig.bytes(BUF + 0x1000, 6), [0, 0, 0, 0, 0, 3]);
+    assert_eq!(rig.bytes(BUF + 0x2000, 61), [&[0][..], &frame(60)].concat());
+}
+
+#[test]
+fn room_is_told_without_a_trace() {
+    let mut rig = Rig::new();
+    let room = |rig: &Rig, bytes| rig.board.net_room(0, bytes, &rig.ram);
+    assert_eq!(room(&rig, 100), NetRoom::Down);
+    assert_eq!(rig.board.net_room(1, 100, &rig.ram), NetRoom::Down);
+    rig.start(NET, MRG_RXBUF);
+    assert_eq!(room(&rig, 100), NetRoom::Full);
+    rig.add(NET, 0, &[(BUF, 600, true)]);
+    rig.add(NET, 0, &[(BUF + 0x1000, 600, true)]);
+    let before = rig.board.save();
+    assert_eq!(room(&rig, 1200), NetRoom::Ready);
+    assert_eq!(room(&rig, 1201), NetRoom::Full);
+    assert_eq!(rig.board.save(), before);
+    // A broken queue is for the device to find, and a buffer that is too small when there can be no other.
+    rig.start(NET, 0);
+    rig.add(NET, 0, &[(BUF, 600, true)]);
+    assert_eq!(room(&rig, 1201), NetRoom::Ready);
+    rig.start(NET, MRG_RXBUF);
+    rig.add(NET, 0, &[(1, 600, true)]);
+    let before = rig.board.save();
+    assert_eq!(room(&rig, 100), NetRoom::Ready);
+    assert_eq!(rig.board.save(), before);
+    rig.apply(Input::NetRx { dev: 0, packet: plain(&frame(60)) }).unwrap();
+    assert_eq!(room(&rig, 100), NetRoom::Down);
 }
 
 #[test]
@@ -566,7 +666,7 @@ fn reset_is_power_on() {
         rig.start(slot, EVENT_IDX);
     }
     rig.apply(Input::Console { dev: 1, bytes: b"x".to_vec() }).unwrap();
-    rig.apply(Input::NetRx { dev: 0, frame: frame(60) }).unwrap();
+    rig.apply(Input::NetRx { dev: 0, packet: plain(&frame(60)) }).unwrap();
     assert_ne!(rig.board.save(), Board::new(&config()).save());
     rig.board.reset();
     assert_eq!(rig.board.save(), Board::new(&config()).save());
@@ -599,7 +699,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..200);
     let status = prop_oneof![Just(BlkStatus::Ok), Just(BlkStatus::IoErr)];
     let input = prop_oneof![
-        (0..2u8, bytes.clone()).prop_map(|(dev, frame)| Input::NetRx { dev, frame }),
+        (0..2u8, any::<bool>(), bytes.clone()).prop_map(|(dev, is_frame, bytes)| {
+            let packet = if is_frame { plain(&bytes) } else { bytes };
+            Input::NetRx { dev, packet }
+        }),
         (0..3u8, bytes.clone()).prop_map(|(dev, bytes)| Input::Console { dev, bytes }),
         (0..2u8, bytes.clone()).prop_map(|(dev, bytes)| Input::Entropy { dev, bytes }),
         (0..3u8, 0..4u64, status, bytes.clone())
@@ -626,7 +729,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn play(rig: &mut Rig, step: &Step, at: u64) {
     match step.clone() {
         Step::Start(slot, features) => {
-            let offered = [MRG_RXBUF, 0, 0, 0, 0, 0][slot as usize] | EVENT_IDX | INDIRECT;
+            let offered =
+                [MRG_RXBUF | OFFLOADS, 0, 0, 0, 0, 0][slot as usize] | EVENT_IDX | INDIRECT;
             if slot < 5 {
                 rig.start(slot, features & offered);
             }

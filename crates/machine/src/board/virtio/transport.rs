@@ -3,7 +3,7 @@
 use crate::board::state::{LoadBoardError, QueueState, TransportState};
 use crate::ram::GuestRam;
 
-use super::queue::{self, Chain};
+use super::queue::{self, Broken, Chain};
 
 /// Offset of the device's configuration space.
 pub(super) const CONFIG: u64 = 0x100;
@@ -98,7 +98,7 @@ impl Transport {
     }
 
     /// Whether the device may take requests.
-    fn is_live(&self) -> bool {
+    pub(super) fn is_live(&self) -> bool {
         let needed = STATUS_DRIVER_OK | STATUS_FEATURES_OK;
         self.state.status & (needed | STATUS_NEEDS_RESET) == needed
     }
@@ -123,11 +123,23 @@ impl Transport {
         let q = self.state.queues.get_mut(queue).filter(|q| q.ready)?;
         match queue::pop(q, indirect, ram) {
             Ok(chain) => chain,
-            Err(queue::Broken) => {
+            Err(Broken) => {
                 self.fail();
                 None
             }
         }
+    }
+
+    /// A look at the chains that the next calls of [`Self::pop`] will take, which changes nothing; none when the queue is
+    /// not in use.
+    pub(super) fn peek<'a>(
+        &'a self,
+        queue: usize,
+        ram: &'a GuestRam,
+    ) -> Option<impl Iterator<Item = Result<Chain, Broken>> + 'a> {
+        let mut q = self.state.queues.get(queue).filter(|q| q.ready && self.is_live())?.clone();
+        let indirect = self.has_feature(F_INDIRECT_DESC);
+        Some(std::iter::from_fn(move || queue::pop(&mut q, indirect, ram).transpose()))
     }
 
     /// Position in the available ring, to go back to with [`Self::rewind`].
@@ -152,7 +164,7 @@ impl Transport {
         match queue::push(q, head, len, event_idx, ram) {
             Ok(true) => self.state.interrupt |= INTERRUPT_QUEUE,
             Ok(false) => {}
-            Err(queue::Broken) => self.fail(),
+            Err(Broken) => self.fail(),
         }
     }
 
