@@ -26,7 +26,7 @@ pub struct State<'a> {
 }
 
 /// Number of [`Csr`]s.
-pub const CSRS: usize = 10;
+pub const CSRS: usize = 11;
 
 /// A register of [`State::csrs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub enum Csr {
     MipSoft,
     /// Bits of `mip` that devices and timers set.
     Lines,
+    /// `fcsr`, without the flags that are in MXCSR.
+    Fcsr,
     /// Guest physical address of the reservation, [`crate::tables::NO_RESERVATION`] when there is none.
     ReservationGpa,
     /// Value that the reservation's LR read, sign-extended.

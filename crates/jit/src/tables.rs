@@ -63,6 +63,8 @@ pub struct Tables {
     pub(crate) fp_inline: u32,
     /// 1 when floating-point registers are in the host's.
     pub(crate) fp_live: u32,
+    /// `fflags` by the flags of MXCSR.
+    pub(crate) flags: [u8; 64],
     /// 1 when the dynamic rounding mode is one of the host's.
     pub(crate) frm_inline: u32,
     /// 1 when supervisor registers may be used inline: in S-mode, without MPRV or TVM.
@@ -100,6 +102,13 @@ impl Default for Tables {
     }
 }
 
+/// `fflags` that say what these flags of MXCSR say.
+fn fflags(mxcsr: u32) -> u64 {
+    // IE ZE OE UE PE are bits 0, 2, 3, 4, 5; NV DZ OF UF NX bits 4 to 0. DE has no counterpart.
+    let bit = |from: u32, to: u32| u64::from(mxcsr >> from & 1) << to;
+    bit(0, 4) | bit(2, 3) | bit(3, 2) | bit(4, 1) | bit(5, 0)
+}
+
 /// MXCSR with every exception masked and no flag raised.
 pub(crate) const MXCSR: u32 = 0x1f80;
 
@@ -125,6 +134,7 @@ impl Tables {
             host_mxcsr: MXCSR,
             fp_inline: 0,
             fp_live: 0,
+            flags: std::array::from_fn(|mxcsr| fflags(mxcsr as u32) as u8),
             frm_inline: 0,
             csr_inline: 0,
             zero_inline: 0,
@@ -298,9 +308,7 @@ impl Tables {
             return 0;
         }
         self.mxcsr &= !0x3f;
-        let bit = |from: u32, to: u32| u64::from(raised >> from & 1) << to;
-        // IE ZE OE UE PE are bits 0, 2, 3, 4, 5; NV DZ OF UF NX bits 4 to 0.
-        bit(0, 4) | bit(2, 3) | bit(3, 2) | bit(4, 1) | bit(5, 0)
+        fflags(raised)
     }
 
     /// Sets the dynamic rounding mode, `frm`, and whether floating-point state is dirty, so that inline code need not

@@ -1,10 +1,11 @@
-//! The control and status registers that a kernel uses on every entry, and `sstatus`, which it also uses as the switch of
-//! interrupts.
+//! The control and status registers that a kernel uses on every entry, `sstatus`, which it also uses as the switch of
+//! interrupts, and those of floating point.
 //!
 //! # Invariants
 //! - INV-CSR-1: inline code runs only while `Tables::csr_inline` is 1: in S-mode, without MPRV or TVM.
 //! - INV-CSR-2: a write of `sstatus` that changes MXR, or that sets SIE while an interrupt is pending and enabled in `mie`,
 //!   is the runtime's.
+//! - INV-CSR-3: those of floating point are inline while `Tables::fp_inline` is 1, and the rounding mode is only read.
 //!
 //! # References
 //! Privileged Architecture 1.13, section 12.1.
@@ -13,7 +14,7 @@ use std::mem::offset_of;
 
 use isa::{Insn, Op};
 
-use crate::asm::{Alu, Cond, Fixup, Reg, Shift, Size};
+use crate::asm::{Alu, Cond, Fixup, Mem, Reg, Shift, Size};
 use crate::runtime::Csr;
 use crate::tables::Tables;
 
@@ -21,6 +22,10 @@ use super::{Emit, float};
 use Reg::{Rax, Rcx, Rdx};
 use Size::{D, Q};
 
+/// Flags in `fcsr`.
+const FFLAGS: i32 = 0x1f;
+/// Flags in MXCSR, that of denormal operands included.
+const MXCSR_FLAGS: i32 = 0x3f;
 const SIE: i32 = 1 << 1;
 const SUM_BIT: u8 = 18;
 const MXR: i32 = 1 << 19;
@@ -38,6 +43,7 @@ impl Emit<'_> {
         }
         let is_write = insn.op == Op::CsrRw || insn.op == Op::CsrRwi || insn.rs1 != 0;
         let csr = match insn.imm {
+            0x001..=0x003 => return self.float_status(insn, is_write),
             0x100 => {
                 self.status(insn, is_write);
                 return true;
@@ -66,6 +72,49 @@ impl Emit<'_> {
             self.a.store(Q, place, Rcx);
         }
         self.put(insn.rd, Rax);
+        self.step_from(vec![cold]);
+        true
+    }
+
+    /// Reads `fflags`, `frm` or `fcsr`, or swaps `fflags`; false when it is the runtime's. Flags that inline code raised are
+    /// in MXCSR.
+    fn float_status(&mut self, insn: &Insn, is_write: bool) -> bool {
+        let is_swap = insn.imm == 1 && matches!(insn.op, Op::CsrRw | Op::CsrRwi);
+        if is_write && !is_swap {
+            return false;
+        }
+        let inline = self.table(offset_of!(Tables, fp_inline));
+        self.a.alu_imm(Alu::Cmp, D, inline, 1);
+        let cold = self.a.jcc(Cond::Ne);
+        let (fcsr, mxcsr) = (self.layout.csr(Csr::Fcsr), self.table(offset_of!(Tables, mxcsr)));
+        self.a.stmxcsr(mxcsr);
+        if insn.rd != 0 {
+            self.a.mov(D, Rax, mxcsr);
+            self.a.alu_imm(Alu::And, D, Rax, MXCSR_FLAGS);
+            let flags = self.table(offset_of!(Tables, flags));
+            self.a.movzx(8, Rdx, Mem { index: Some((Rax, 0)), ..flags });
+            self.a.alu_load(Alu::Or, D, Rdx, fcsr);
+            match insn.imm {
+                1 => self.a.alu_imm(Alu::And, D, Rdx, FFLAGS),
+                2 => self.a.shift(Shift::Shr, D, Rdx, 5),
+                _ => {}
+            }
+        }
+        if is_swap {
+            if insn.op == Op::CsrRw {
+                self.load(Rcx, insn.rs1);
+                self.a.alu_imm(Alu::And, D, Rcx, FFLAGS);
+            } else {
+                self.a.mov_imm(Rcx, u64::from(insn.rs1));
+            }
+            self.a.mov(D, Rax, fcsr);
+            self.a.alu_imm(Alu::And, D, Rax, !FFLAGS);
+            self.a.alu_load(Alu::Or, D, Rax, Rcx);
+            self.a.store(Q, fcsr, Rax);
+            self.a.alu_imm(Alu::And, D, mxcsr, !MXCSR_FLAGS);
+            self.a.ldmxcsr(mxcsr);
+        }
+        self.put(insn.rd, Rdx);
         self.step_from(vec![cold]);
         true
     }

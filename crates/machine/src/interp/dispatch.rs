@@ -47,6 +47,7 @@ fn hart_state(hart: &mut Hart) -> State<'_> {
             &mut hart.csr.mie,
             &mut hart.csr.mip_soft,
             &mut hart.lines,
+            &mut hart.csr.fcsr,
             &mut hart.reservation_gpa,
             &mut hart.reservation_value,
         ],
