@@ -128,7 +128,7 @@ fn checksum(sum: u32) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use machine::offload::HEADER_BYTES;
 
     use super::*;
@@ -136,7 +136,8 @@ mod tests {
     /// Flags of the packets made here: all that there are but URG and ECE.
     const FLAGS: u8 = FIN | PSH | CWR | 0x10;
 
-    fn tcp(family: Family, tag: bool, data: &[u8], size: u16) -> Vec<u8> {
+    /// A packet of TCP with `data`, to be cut into segments of `size`.
+    pub(crate) fn tcp(family: Family, tag: bool, data: &[u8], size: u16) -> Vec<u8> {
         let mut bytes = vec![2; 12];
         if tag {
             bytes.extend([0x81, 0, 0, 7]);
@@ -149,6 +150,9 @@ mod tests {
                 bytes.extend((24 + length).to_be_bytes());
                 bytes.extend([0xff, 0xff, 0x40, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
                 bytes.extend([1, 1, 1, 0]);
+                let network = bytes.len() - 24;
+                let header = checksum(sum(0, &bytes[network..]));
+                put(&mut bytes, network + 10, header);
             }
             Family::V6 => {
                 bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
@@ -160,7 +164,12 @@ mod tests {
         }
         let start = bytes.len() as u16;
         bytes.extend([0x1f, 0x90, 0xc3, 0x50, 0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 9]);
-        bytes.extend([0x80, FLAGS, 1, 0, 0, 0, 0, 0]);
+        bytes.extend([0x80, FLAGS, 1, 0]);
+        let addresses = if family == Family::V4 { 12..20 } else { 8..40 };
+        let network = if tag { 18 } else { 14 };
+        let pseudo = sum(PROTOCOL_TCP + u32::from(length), &bytes[network..][addresses]);
+        bytes.extend((pseudo as u16).to_be_bytes());
+        bytes.extend([0, 0]);
         bytes.extend([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
         bytes.extend(data);
         let mut packet = plain(&bytes);

@@ -103,6 +103,11 @@ impl Tap {
         let file = options.open(DEVICE).map_err(|e| fail("open /dev/net/tun for", e))?;
         let has_headers =
             can_have_headers(&file).map_err(|e| fail("ask for the features of", e))?;
+        Self::attach(file, name, has_headers)
+    }
+
+    fn attach(file: File, name: &str, has_headers: bool) -> Result<Self, TapError> {
+        let fail = |action, source| TapError::Io { action, name: name.to_owned(), source };
         set_interface(&file, name, has_headers).map_err(|e| fail("create", e))?;
         if has_headers {
             set_headers(&file).map_err(|e| fail("set the headers of", e))?;
@@ -365,10 +370,11 @@ fn set_interface(file: &File, name: &str, has_headers: bool) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use machine::offload::plain;
+    use machine::offload::{Family, plain};
 
     use super::*;
     use crate::announce::rarp;
+    use crate::offload::tests::tcp;
 
     #[test]
     fn interface_names_are_checked() {
@@ -378,6 +384,71 @@ mod tests {
         for bad in ["", "-a", ".", "a b", "a/b", "1234567890123456", "a%d"] {
             assert!(check_interface_name(bad).is_err(), "{bad}");
             assert!(matches!(Tap::open(bad), Err(TapError::BadName(_))));
+        }
+    }
+
+    /// Reads `count` packets to the MAC address that starts with 6, while `send` is called again and again.
+    fn receive(tap: &Tap, count: usize, send: impl Fn()) -> Vec<Vec<u8>> {
+        let (mut reader, _waker) = tap.reader().unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            while got.len() < count {
+                let packet = reader.next_packet().unwrap().unwrap();
+                if packet[HEADER_BYTES] == 6 {
+                    got.push(packet.to_vec());
+                }
+            }
+            got
+        });
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !thread.is_finished() {
+            assert!(std::time::Instant::now() < deadline, "the packets did not arrive");
+            send();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        thread.join().unwrap()
+    }
+
+    /// Throws away what waits to be read.
+    fn drain(tap: &Tap) {
+        while (&tap.shared.file).read(&mut [0; HEADER_BYTES + FRAME_BYTES_MAX]).is_ok() {}
+    }
+
+    /// Packets of TCP, between taps on a bridge: they arrive as the other side takes them, whoever cuts them.
+    fn segments_arrive(bridge: &str) {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+        let old = Tap::attach(options.open(DEVICE).unwrap(), "ustap4", false).unwrap();
+        let (one, other) = (Tap::open("ustap2").unwrap(), Tap::open("ustap3").unwrap());
+        for tap in [&one, &other, &old] {
+            tap.attach_to_bridge(bridge).unwrap();
+            tap.bring_up().unwrap();
+        }
+        let data: Vec<u8> = (0..4000u32).map(|i| (i % 251) as u8).collect();
+        for (family, tcp6) in [(Family::V4, false), (Family::V6, true)] {
+            let mut packet = tcp(family, false, &data, 1400);
+            packet[HEADER_BYTES] = 6;
+            let work = Work::of(&packet).unwrap();
+            packet[..HEADER_BYTES].copy_from_slice(&work.header());
+            let cut = finish(&packet, &work);
+            assert_eq!(cut.len(), 3);
+            let arrives = |from: &Tap, to: &Tap, expected: &[Vec<u8>]| {
+                drain(to);
+                let got = receive(to, expected.len(), || assert!(from.write(&packet).unwrap()));
+                let what = format!("{family:?} from {} to {}", from.name(), to.name());
+                for (got, expected) in got.iter().zip(expected) {
+                    assert_eq!(got[..100], expected[..100], "{what}");
+                    assert_eq!(got, expected, "{what}");
+                }
+            };
+            // The kernel cuts them, with headers or without, and we do.
+            other.set_offloads(Offloads::default()).unwrap();
+            arrives(&one, &other, &cut);
+            arrives(&one, &old, &cut);
+            arrives(&old, &other, &cut);
+            // One that is taken whole.
+            other.set_offloads(Offloads { checksum: true, tcp4: !tcp6, tcp6 }).unwrap();
+            arrives(&one, &other, std::slice::from_ref(&packet));
         }
     }
 
@@ -446,6 +517,7 @@ mod tests {
         stop.wake();
         thread.join().unwrap();
         waker.wake();
+        segments_arrive("usbr0");
         println!("inside namespace: all done");
     }
 
