@@ -1,4 +1,8 @@
 //! The host's clock as guest time, and how fast guest time passes between clock inputs.
+//!
+//! # Invariants
+//! - INV-CLOCKHOST-1: guest time is set anew when it is behind by more than [`SLACK`], and all but stands still while it
+//!   is ahead by more than [`AHEAD_MAX`]: it cannot go back, and a guest that is ahead sees its timers late by as much.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +13,13 @@ use machine::io::{ClockRate, Input};
 const NS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
 /// Most that guest time jumps at go-live to make up for the time that the failover took.
 const JUMP_MAX: Duration = Duration::from_secs(10);
+
+/// Guest time is set anew when the host's is this far ahead, in ticks of 100 ns.
+const SLACK: u64 = 2_000;
+/// Guest time may be this far ahead of the host's, in ticks of 100 ns.
+const AHEAD_MAX: u64 = 10_000;
+/// The rate of guest time that waits for the host's.
+const CRAWL: ClockRate = 1;
 
 /// Maps the host's monotonic clock to guest time.
 #[derive(Debug)]
@@ -56,6 +67,17 @@ impl HostClock {
         (self.steps_per_us * us) as u64
     }
 
+    /// The clock input that a machine at `mtime` needs now, with guest time passing at `rate`. It gets ahead where the
+    /// engine is much faster than it was when the rate was set.
+    pub(crate) fn correction(&self, now: Instant, mtime: u64, rate: ClockRate) -> Option<Input> {
+        let host = self.mtime(now);
+        if host > mtime.saturating_add(SLACK) {
+            return Some(self.input(now));
+        }
+        let is_ahead = mtime > host.saturating_add(AHEAD_MAX);
+        (is_ahead && rate > CRAWL).then_some(Input::Clock { mtime, rate: CRAWL })
+    }
+
     /// The clock input for now: guest time from the host, passing a little slower than the host's until the next one, so
     /// that it never runs ahead for long.
     pub(crate) fn input(&self, now: Instant) -> Input {
@@ -86,5 +108,20 @@ mod tests {
         let exact = 65536.0 * 10.0 / 300.0;
         assert!(f64::from(rate) < exact && f64::from(rate) > exact * 0.6, "{rate} {exact}");
         assert_eq!(quantised(f64::from(rate) * 1.02), rate);
+    }
+
+    #[test]
+    fn guest_time_that_is_ahead_waits_for_the_hosts() {
+        let c = HostClock::attach(1_000_000, u64::MAX);
+        let now = c.base;
+        assert_eq!(c.correction(now, 1_000_000, 500), None);
+        assert_eq!(c.correction(now, 1_000_000 + AHEAD_MAX, 500), None);
+        let ahead = 1_000_001 + AHEAD_MAX;
+        let crawl = Input::Clock { mtime: ahead, rate: CRAWL };
+        assert_eq!(c.correction(now, ahead, 500), Some(crawl));
+        assert_eq!(c.correction(now, ahead, CRAWL), None);
+        // Until the host's time has come.
+        let later = now + Duration::from_nanos((ahead + SLACK + 1 - 1_000_000) * NS_PER_TICK);
+        assert_eq!(c.correction(later, ahead, CRAWL), Some(c.input(later)));
     }
 }

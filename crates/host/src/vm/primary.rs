@@ -33,8 +33,6 @@ use crate::one_line::one_line;
 
 /// Length of a slice in microseconds of host time.
 const SLICE_US: f64 = 1000.0;
-/// Guest time is set anew when the host's is this far ahead, in ticks of 100 ns.
-const CLOCK_SLACK: u64 = 2_000;
 /// Log that is handed over at once, in bytes, so that no message gets too long.
 const LOG_PIECE_BYTES: usize = 8 << 20;
 /// Pause between two parts of a snapshot while the guest does not run: the sender has to keep up anyway.
@@ -287,11 +285,10 @@ impl Primary {
         }
     }
 
-    /// Sets guest time from the host's when it has fallen behind.
+    /// Keeps guest time with the host's.
     fn tick(&mut self, now: Instant) {
-        let host = self.clock.mtime(now);
-        if host > self.machine.mtime().saturating_add(CLOCK_SLACK) {
-            let input = self.clock.input(now);
+        let (mtime, rate) = (self.machine.mtime(), self.machine.clock().rate());
+        if let Some(input) = self.clock.correction(now, mtime, rate) {
             self.input(&input, Entry::Input(input.clone()));
         }
     }
