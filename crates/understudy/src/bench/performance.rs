@@ -10,7 +10,7 @@ use super::figure::Report;
 use super::plot;
 
 /// What the picture shows.
-const TITLE: &str = "Speed of QEMU TCG's (more is faster)";
+const TITLE: &str = "Speed relative to QEMU TCG (more is faster)";
 /// How it was measured, whatever was measured.
 const HOW: &str = "\
 Both machines run the same guests: Debian's kernel and programs for riscv64, from the same kernel image and initial RAM
