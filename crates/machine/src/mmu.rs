@@ -54,8 +54,6 @@ pub struct Translation {
     pub gpa: u64,
     /// Stores to the page need no further walk: it is writable and its dirty bit is set.
     pub writable: bool,
-    /// A valid PTE page was writable at full speed until this walk: cached write permissions must be dropped.
-    pub tracked_new: bool,
 }
 
 /// The exception for a failed access of this kind at `va`.
@@ -91,7 +89,7 @@ pub fn translate(
     access: Access,
 ) -> Result<Translation, Trap> {
     let found = if ctx.mode == Mode::Machine || ctx.satp >> 60 == 0 {
-        Translation { gpa: va, writable: true, tracked_new: false }
+        Translation { gpa: va, writable: true }
     } else {
         walk(ram, pmp, ctx, va, access)?
     };
@@ -116,7 +114,6 @@ fn walk(
         return Err(page_fault(access, va));
     }
     let mut table = (ctx.satp & ((1 << 44) - 1)) << PAGE_SHIFT;
-    let mut tracked_new = false;
     for level in (0..levels).rev() {
         let index = va >> (PAGE_SHIFT + 9 * level) & 0x1ff;
         let pte_gpa = table + index * 8;
@@ -132,7 +129,7 @@ fn walk(
             if pte & (PTE_A | PTE_D | PTE_U | PTE_PBMT | PTE_N) != 0 {
                 return Err(page_fault(access, va));
             }
-            tracked_new |= ram.mark_page_table(pte_page, TableUse::OTHER);
+            ram.mark_page_table(pte_page, TableUse::OTHER);
             table = (pte >> 10 & ((1 << 44) - 1)) << PAGE_SHIFT;
             continue;
         }
@@ -152,9 +149,9 @@ fn walk(
             0 if pte & PTE_N == 0 => TableUse { va: va & !0x1f_ffff, satp: ctx.satp },
             _ => TableUse::OTHER,
         };
-        tracked_new |= ram.mark_page_table(pte_page, table_use);
+        ram.mark_page_table(pte_page, table_use);
         let writable = wanted & (PTE_W | PTE_D) == PTE_W | PTE_D;
-        return Ok(Translation { gpa, writable, tracked_new });
+        return Ok(Translation { gpa, writable });
     }
     Err(page_fault(access, va))
 }

@@ -297,6 +297,13 @@ impl GuestRam {
         std::mem::take(&mut self.pte_changes)
     }
 
+    /// Whether there are pages that [`Self::take_tracked`] names.
+    #[inline]
+    #[must_use]
+    pub fn has_tracked(&self) -> bool {
+        !self.tracked.is_empty()
+    }
+
     /// Pages that permissions to write to must be dropped for.
     pub fn take_tracked(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.tracked)
@@ -396,9 +403,9 @@ impl GuestRam {
         self.protect_gen
     }
 
-    /// Notes that a page-table walk read a valid PTE in `page`. Returns true when the engine must drop cached permissions
-    /// to write to the page, which [`Self::take_tracked`] then names.
-    pub fn mark_page_table(&mut self, page: u32, table: TableUse) -> bool {
+    /// Notes that a page-table walk read a valid PTE in `page`. When the engine must drop cached permissions to write to the
+    /// page, [`Self::take_tracked`] then names it.
+    pub fn mark_page_table(&mut self, page: u32, table: TableUse) {
         let p = page as usize;
         if self.pte_run.0 == page {
             self.pte_run.1 = 0;
@@ -407,16 +414,14 @@ impl GuestRam {
             if self.pt_use[p] != table {
                 self.pt_use[p] = TableUse::OTHER;
             }
-            return false;
+            return;
         }
         let was_fast = self.is_fast_writable(page);
         self.pt_gen[p] = self.translation_gen;
         self.pt_use[p] = table;
-        let is_new = was_fast && self.is_granted(p);
-        if is_new {
+        if was_fast && self.is_granted(p) {
             self.tracked.push(page);
         }
-        is_new
     }
 
     /// Sets accessed and dirty bits in a valid PTE, as the walker does: adding them makes no translation stale.

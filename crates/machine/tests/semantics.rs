@@ -275,3 +275,42 @@ fn a_machine_that_runs_on_stops_when_it_is_asked_to() {
         }
     }
 }
+
+/// A walk that faults has read the tables above the one that it faults at.
+#[test]
+fn a_table_that_only_a_faulting_walk_has_read_is_followed_like_any_other() {
+    let mut m = machine(&[0x0062_b023, 0x0004_3383]); // sd x6, (x5); ld x7, (x8)
+    let [middle, leaves, others, first, second] =
+        [0x5000, 0x6000, 0x7000, 0x8000, 0x9000].map(|at| RAM_BASE + at);
+    let leaf = 0xcf; // V R W X A D
+    for (at, value) in
+        [(TABLE, pte(middle, 1)), (others, pte(second, leaf)), (first, 1), (second, 2)]
+    {
+        m.ram_mut().write(at, &value.to_le_bytes()).unwrap();
+    }
+    let hart = &mut m.harts_mut()[0];
+    hart.pmp = Pmp::allow_all();
+    hart.csr.satp = 8 << 60 | TABLE >> 12;
+    let store = |m: &mut Machine, at, value| {
+        let hart = &mut m.harts_mut()[0];
+        (hart.pc, hart.x[5], hart.x[6]) = (RAM_BASE, at, value);
+        hart.csr.mstatus &= !mstatus::MPRV;
+        run(m, 1);
+    };
+    let load = |m: &mut Machine| {
+        let hart = &mut m.harts_mut()[0];
+        (hart.pc, hart.x[8]) = (RAM_BASE + 4, 0);
+        hart.csr.mstatus |= mstatus::MPRV;
+        hart.csr.mstatus = hart.csr.mstatus & !mstatus::MPP | 1 << mstatus::MPP_SHIFT;
+        let hart = run(m, 1);
+        (hart.pc == RAM_BASE + 8).then_some(hart.x[7])
+    };
+    for _ in 0..3 {
+        store(&mut m, middle, pte(leaves, 1));
+    }
+    assert_eq!(load(&mut m), None);
+    store(&mut m, leaves, pte(first, leaf));
+    assert_eq!(load(&mut m), Some(1));
+    store(&mut m, middle, pte(others, 1));
+    assert_eq!(load(&mut m), Some(2));
+}

@@ -234,7 +234,11 @@ impl Core<'_, '_> {
     }
 
     /// Pages became tracked as page tables.
+    #[inline]
     fn tables_tracked(&mut self) {
+        if !self.bus.ram.has_tracked() {
+            return;
+        }
         for page in self.bus.ram.take_tracked() {
             self.writes_tracked_to(page);
         }
@@ -261,10 +265,10 @@ impl Core<'_, '_> {
             return Ok(RAM_BASE + (u64::from(known.page) << PAGE_SHIFT) + (va & 0xfff));
         }
         let ctx = self.data_context();
-        let t = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, access)?;
-        if t.tracked_new {
-            self.tables_tracked();
-        }
+        let translated = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, access);
+        // A walk that faults has read the tables above, too.
+        self.tables_tracked();
+        let t = translated?;
         if let Some(off) = self.bus.ram.offset(t.gpa, 1) {
             // The walk may have changed the context's number.
             let id = self.hart.tables.data_id();
@@ -391,10 +395,10 @@ impl Core<'_, '_> {
     /// Translates a fetch; only RAM is executable.
     pub(super) fn translate_fetch(&mut self, va: u64) -> Result<u64, Trap> {
         let ctx = Context { mode: self.hart.mode, ..self.data_context() };
-        let t = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, Access::Execute)?;
-        if t.tracked_new {
-            self.tables_tracked();
-        }
+        let translated = mmu::translate(self.bus.ram, &self.hart.pmp, ctx, va, Access::Execute);
+        // A walk that faults has read the tables above, too.
+        self.tables_tracked();
+        let t = translated?;
         if self.bus.ram.offset(t.gpa & !0xfff, 0x1000).is_none() {
             return Err(mmu::access_fault(Access::Execute, va));
         }
