@@ -4,6 +4,7 @@
 //! - INV-CACHE-1: code is written into chunks of the arena in turn; before a chunk is written anew, every page that has
 //!   code in it is dropped whole, and the generation raised.
 //! - INV-CACHE-2: a page's table holds the address of an entry point or of the stub for missing ones.
+//! - INV-CACHE-3: tables take no more memory than the code may: a page more than that drops everything.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,6 +48,8 @@ pub struct Jit {
     by_page: Vec<u32>,
     pages: Vec<Option<PageCode>>,
     free: Vec<u32>,
+    /// Pages with code at most: their tables take no more memory than code.
+    pages_max: usize,
     /// Chunks that the arena has.
     chunks: usize,
     /// The one that is written.
@@ -88,6 +91,7 @@ impl Jit {
             by_page: vec![0; ram_pages as usize],
             pages: Vec::new(),
             free: Vec::new(),
+            pages_max: (code_bytes / (HALFWORDS * 4)).max(16),
             chunks,
             chunk: 0,
             next: STUBS,
@@ -169,8 +173,9 @@ impl Jit {
     /// Translates the code at an offset of a page with these contents. Returns its entry point and the end of what was
     /// translated: the caller tracks writes to that range.
     pub fn translate(&mut self, page: u32, bytes: &[u8], offset: u16) -> (Entry, u16) {
-        self.make_room();
+        // Making a table may drop all code, so that the place comes after it.
         let slot = self.slot(page);
+        let slot = if self.make_room() { self.slot(page) } else { slot };
         let base = self.arena.base() + self.next as u64;
         let code = self.pages[slot].as_ref().expect("the slot was just made");
         let entry = |offset| self.entry_in(code, offset);
@@ -196,6 +201,10 @@ impl Jit {
         if let Some(slot) = self.by_page[page as usize].checked_sub(1) {
             return slot as usize;
         }
+        if self.pages.len() - self.free.len() >= self.pages_max {
+            self.clear();
+            self.evictions += 1;
+        }
         let table = Box::new([self.stubs.missing as u32; HALFWORDS]);
         let code = Some(PageCode { page, table, chunks: 0 });
         let slot = match self.free.pop() {
@@ -213,10 +222,11 @@ impl Jit {
     }
 
     /// Goes to the next chunk when this one may be too small, dropping what it held.
-    fn make_room(&mut self) {
+    /// Returns whether pages were dropped.
+    fn make_room(&mut self) -> bool {
         let size = self.chunk_size();
         if self.next + CODE_MAX <= STUBS + (self.chunk + 1) * size {
-            return;
+            return false;
         }
         self.chunk += 1;
         if self.chunk == self.chunks {
@@ -225,7 +235,7 @@ impl Jit {
         }
         self.next = STUBS + self.chunk * size;
         if !self.wrapped {
-            return;
+            return false;
         }
         self.evictions += 1;
         self.generation += 1;
@@ -234,6 +244,7 @@ impl Jit {
                 self.drop_slot(slot);
             }
         }
+        true
     }
 
     fn drop_slot(&mut self, slot: usize) {
@@ -280,5 +291,63 @@ impl Jit {
             blocks: self.blocks,
             evictions: self.evictions,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::runtime::CSRS;
+
+    fn jit(ram_pages: u32, code_bytes: usize) -> Jit {
+        let (mut x, mut f, mut csrs) = ([0; 256], [0; 32], [0; CSRS]);
+        let mut tables = Tables::new();
+        let csrs = csrs.each_mut();
+        let state = State { x: &mut x, f: &mut f, tables: &mut tables, csrs };
+        Jit::new(&state, ram_pages, code_bytes).unwrap()
+    }
+
+    /// Whatever a guest puts together.
+    #[test]
+    fn no_translation_is_longer_than_its_place() {
+        const BRANCH: u32 = 0x0020_9463; // bne x1, x2, .+8
+        let mut words: BTreeMap<u8, Vec<u32>> = BTreeMap::new();
+        let mut seed = 1u32;
+        for _ in 0..3_000_000 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let word = seed.rotate_left(9) | 3;
+            let of_op = words.entry(isa::decode(word).op as u8).or_default();
+            if of_op.len() < 63 {
+                of_op.push(word);
+            }
+        }
+        let mut jit = jit(4, 4 << 20);
+        let mut longest = 0;
+        for of_op in words.values() {
+            let page: Vec<u8> = (0..1024)
+                .map(|i| if i % 64 == 63 { BRANCH } else { of_op[i % of_op.len()] })
+                .flat_map(u32::to_le_bytes)
+                .collect();
+            jit.clear();
+            jit.translate(0, &page, 0);
+            longest = longest.max(jit.next - STUBS);
+        }
+        assert!(words.len() > 150, "{} instructions", words.len());
+        assert!(longest <= CODE_MAX / 2, "{longest} bytes");
+    }
+
+    #[test]
+    fn tables_take_no_more_memory_than_code() {
+        let code_bytes = 1 << 20;
+        let mut jit = jit(4096, code_bytes);
+        let page = [0x01u8, 0x00].repeat(HALFWORDS); // c.nop
+        for number in 0..4096 {
+            let (entry, _) = jit.translate(number, &page, 4000);
+            assert_eq!(jit.entry(number, 4000), Some(entry));
+            assert!(jit.pages.iter().flatten().count() * HALFWORDS * 4 <= code_bytes);
+        }
+        assert!(jit.evictions > 0);
     }
 }

@@ -34,6 +34,8 @@ use Size::{D, Q};
 const PAGE: i32 = 4096;
 /// Instructions of one block at most.
 const BLOCK_MAX: usize = 64;
+/// Bytes of code after which no further block is added: long templates must not exceed the place of a translation.
+const CODE_ENOUGH: usize = 8 << 10;
 /// Blocks translated in one go at most: what a branch falls through to follows it.
 const BLOCKS_MAX: usize = 4;
 
@@ -154,7 +156,7 @@ impl<'a> Emit<'a> {
     pub(crate) fn translate(&mut self, offset: u16) {
         let mut next = Some(offset);
         for _ in 0..BLOCKS_MAX {
-            let Some(offset) = next else { break };
+            let Some(offset) = next.filter(|_| self.a.code.len() <= CODE_ENOUGH) else { break };
             if !self.entries.is_empty() && (self.page.entry)(offset).is_some() {
                 self.jump_within(offset);
                 next = None;

@@ -80,7 +80,7 @@ impl Core<'_, '_> {
                     Err(trap) => {
                         self.steps += 1;
                         self.trap(trap);
-                        is_head = true;
+                        (is_head, link) = (true, None);
                         continue;
                     }
                 },
