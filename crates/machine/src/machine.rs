@@ -29,7 +29,7 @@ use crate::hart::{Hart, HartSaved, HartState, Mode, irq};
 use crate::interp::{Bus, Interp, RunEnd};
 use crate::io::{HaltReason, Input, Output, OutputKind};
 use crate::offload::Offloads;
-use crate::ram::{GuestRam, OutsideRam, PAGE_SHIFT, RAM_BASE};
+use crate::ram::{GuestRam, OutsideRam, PAGE_SHIFT, PAGE_SIZE, RAM_BASE, SnapshotPage};
 use crate::sbi::{self, SbiRequest};
 
 /// Steps of a hart's turn.
@@ -78,6 +78,15 @@ pub enum RestoreError {
     /// A device's state is no good.
     #[error(transparent)]
     Board(#[from] LoadBoardError),
+    /// Of a machine with another configuration.
+    #[error("the saved state is of a machine with another configuration")]
+    OtherMachine,
+    /// A page that is not one of RAM.
+    #[error("page {page} of the saved state is not a whole page of RAM")]
+    Page {
+        /// Its number.
+        page: u32,
+    },
     /// The number of harts or of their registers is wrong.
     #[error("the snapshot's harts do not fit its configuration")]
     Harts,
@@ -462,11 +471,7 @@ impl Machine {
             return Err(RestoreError::Version { found: saved.model });
         }
         saved.config.check()?;
-        let harts: Option<Vec<Hart>> =
-            (0..).zip(&saved.harts).map(|(id, h)| Hart::load(id, h)).collect();
-        let harts = harts.filter(|h| h.len() == usize::from(saved.config.harts));
-        let harts =
-            harts.filter(|h| usize::from(saved.current) < h.len()).ok_or(RestoreError::Harts)?;
+        let harts = load_harts(saved)?;
         let mut ram = GuestRam::new(saved.config.ram_size);
         ram.set_single_hart(harts.len() == 1);
         Ok(Self {
@@ -483,6 +488,42 @@ impl Machine {
             config: saved.config.clone(),
             images,
         })
+    }
+
+    /// Takes the machine itself back, or forth, to a saved state: `pages` are those whose contents are others there. An undo
+    /// log of RAM begins anew from there. Outputs are dropped; what the engine knows of code that is the same stays.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the state is not one of this machine; nothing has changed then.
+    pub fn rewind(
+        &mut self,
+        saved: &MachineSaved,
+        pages: &[SnapshotPage],
+    ) -> Result<(), RestoreError> {
+        if saved.model != MODEL_VERSION {
+            return Err(RestoreError::Version { found: saved.model });
+        }
+        if saved.config != self.config {
+            return Err(RestoreError::OtherMachine);
+        }
+        let is_whole = |p: &SnapshotPage| {
+            p.page < self.ram.pages() && p.data.as_ref().is_none_or(|d| d.len() == PAGE_SIZE)
+        };
+        if let Some(wrong) = pages.iter().find(|&page| !is_whole(page)) {
+            return Err(RestoreError::Page { page: wrong.page });
+        }
+        let harts = load_harts(saved)?;
+        self.board = Board::load(&saved.config, &saved.board)?;
+        self.harts = harts;
+        self.ram.put_pages(pages);
+        self.current = usize::from(saved.current);
+        self.turn_left = saved.turn_left.min(TURN);
+        self.icount = saved.icount;
+        self.clock = saved.clock;
+        self.halted.clone_from(&saved.halted);
+        self.outputs.clear();
+        self.interp.drop_translations();
+        Ok(())
     }
 
     /// Sets a page of a restored machine.
@@ -521,4 +562,13 @@ impl Machine {
     pub fn mode(&self, hart: usize) -> Option<Mode> {
         self.harts.get(hart).map(|h| h.mode)
     }
+}
+
+fn load_harts(saved: &MachineSaved) -> Result<Vec<Hart>, RestoreError> {
+    let harts: Option<Vec<Hart>> =
+        (0..).zip(&saved.harts).map(|(id, h)| Hart::load(id, h)).collect();
+    harts
+        .filter(|h| h.len() == usize::from(saved.config.harts))
+        .filter(|h| usize::from(saved.current) < h.len())
+        .ok_or(RestoreError::Harts)
 }

@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //! - INV-RAM-1: a page whose hash in `hash` is valid has [`CLEAN`] set, and every write clears it first.
-//! - INV-RAM-2: a page with [`SNAP`] set still has the contents of the moment the snapshot was armed.
+//! - INV-RAM-2: a page with the flag of a snapshot, or of the undo log, set still has the contents of the moment at which it
+//!   was set.
 //! - INV-RAM-3: a write to a granule that holds decoded code is reported in `code_written` before the next fetch.
 //! - INV-RAM-4: a write that changes a valid PTE which a live translation was derived from raises `translation_gen`, or is
 //!   reported in `pte_changes` when no other translation depends on it.
@@ -16,7 +17,10 @@
 //! The digest is the wrapping sum over all pages of a hash of (page number, contents), an all-zero page counting 0:
 //! a function of contents alone, whatever the order or the moment of the writes.
 
-use std::collections::VecDeque;
+mod snapshot;
+
+use self::snapshot::History;
+pub use self::snapshot::{Epoch, SnapshotPage, SnapshotStep};
 
 /// Size of a guest page in bytes.
 pub const PAGE_SIZE: usize = 4096;
@@ -29,8 +33,7 @@ pub const RAM_BASE: u64 = 0x8000_0000;
 const CODE: u8 = 1;
 /// Page flag: not written since its hash was last taken.
 const CLEAN: u8 = 2;
-/// Page flag: not yet saved for the armed snapshot.
-const SNAP: u8 = 4;
+// The flags from 4 on are those of `snapshot`.
 
 /// Changes of PTEs that are reported one by one; more raise `translation_gen`.
 const PTE_CHANGES_MAX: usize = 16;
@@ -70,23 +73,6 @@ pub struct OutsideRam {
     pub len: u64,
 }
 
-/// One page of a snapshot; `None` stands for a page of zeroes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotPage {
-    /// Page number, counted from the start of RAM.
-    pub page: u32,
-    /// Contents at the moment the snapshot was armed.
-    pub data: Option<Box<[u8]>>,
-}
-
-#[derive(Debug)]
-struct SnapshotSweep {
-    /// Pages that were about to be written and were saved first.
-    saved: VecDeque<SnapshotPage>,
-    /// Next page the sweep looks at.
-    cursor: u32,
-}
-
 /// Guest RAM. See the module documentation.
 pub struct GuestRam {
     bytes: Vec<u8>,
@@ -110,7 +96,7 @@ pub struct GuestRam {
     translation_gen: u32,
     protect_gen: u32,
     code_written: Vec<u32>,
-    sweep: Option<SnapshotSweep>,
+    history: History,
 }
 
 impl std::fmt::Debug for GuestRam {
@@ -157,7 +143,7 @@ impl GuestRam {
             translation_gen: 1,
             protect_gen: 1,
             code_written: Vec::new(),
-            sweep: None,
+            history: History::new(pages),
         }
     }
 
@@ -330,13 +316,7 @@ impl GuestRam {
     #[cold]
     fn before_write(&mut self, page: usize, start: usize, len: usize) {
         let flags = self.flags[page];
-        if flags & SNAP != 0 {
-            let data = &self.bytes[page * PAGE_SIZE..(page + 1) * PAGE_SIZE];
-            let data = (!is_zero(data)).then(|| data.into());
-            if let Some(sweep) = &mut self.sweep {
-                sweep.saved.push_back(SnapshotPage { page: page as u32, data });
-            }
-        }
+        self.before_change(page as u32);
         if flags & CLEAN != 0 {
             self.dirty.push(page as u32);
         }
@@ -484,63 +464,6 @@ impl GuestRam {
         self.dirty.len()
     }
 
-    // --- Snapshot ----------------------------------------------------------------------------------------------
-
-    /// Arms a copy-on-write snapshot of the present contents; a sweep already under way is dropped.
-    pub fn arm_snapshot(&mut self) {
-        for f in &mut self.flags {
-            *f |= SNAP;
-        }
-        self.protect_gen = self.protect_gen.wrapping_add(1);
-        self.sweep = Some(SnapshotSweep { saved: VecDeque::new(), cursor: 0 });
-    }
-
-    /// Abandons the snapshot under way, if any.
-    pub fn disarm_snapshot(&mut self) {
-        if self.sweep.take().is_some() {
-            for f in &mut self.flags {
-                *f &= !SNAP;
-            }
-        }
-    }
-
-    /// The next page of the armed snapshot that is not all zero: first pages saved before a write, then the sweep,
-    /// which looks at no more than `budget` pages a call.
-    pub fn next_snapshot_page(&mut self, budget: &mut u32) -> SnapshotStep {
-        let Some(sweep) = &mut self.sweep else { return SnapshotStep::Done };
-        while let Some(page) = sweep.saved.pop_front() {
-            if page.data.is_some() {
-                return SnapshotStep::Page(page);
-            }
-        }
-        let pages = self.flags.len() as u32;
-        while sweep.cursor < pages {
-            if *budget == 0 {
-                return SnapshotStep::OutOfBudget;
-            }
-            *budget -= 1;
-            let page = sweep.cursor;
-            let p = page as usize;
-            sweep.cursor += 1;
-            if self.flags[p] & SNAP == 0 {
-                continue;
-            }
-            self.flags[p] &= !SNAP;
-            let data = &self.bytes[p * PAGE_SIZE..(p + 1) * PAGE_SIZE];
-            if !is_zero(data) {
-                return SnapshotStep::Page(SnapshotPage { page, data: Some(data.into()) });
-            }
-        }
-        self.sweep = None;
-        SnapshotStep::Done
-    }
-
-    /// Pages of the armed snapshot that were looked at so far, for progress shown to people.
-    #[must_use]
-    pub fn snapshot_cursor(&self) -> Option<u32> {
-        self.sweep.as_ref().map(|s| s.cursor)
-    }
-
     /// Sets all contents back to zero, as a reset of the machine does.
     pub fn clear(&mut self) {
         let zero = [0u8; PAGE_SIZE];
@@ -550,17 +473,6 @@ impl GuestRam {
             }
         }
     }
-}
-
-/// A step of [`GuestRam::next_snapshot_page`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SnapshotStep {
-    /// A page to send.
-    Page(SnapshotPage),
-    /// Call again with a new budget.
-    OutOfBudget,
-    /// Every page was handed out.
-    Done,
 }
 
 fn granules(start: usize, len: usize) -> u64 {
@@ -587,26 +499,6 @@ mod tests {
         assert_eq!(a.digest(), b.digest());
         b.clear();
         assert_eq!(b.digest(), 0);
-    }
-
-    #[test]
-    fn snapshot_has_the_contents_of_the_moment_it_was_armed() {
-        let mut ram = GuestRam::new(4 * 4096);
-        ram.write(RAM_BASE, &[1]).unwrap();
-        ram.write(RAM_BASE + 2 * 4096, &[2]).unwrap();
-        ram.arm_snapshot();
-        ram.write(RAM_BASE, &[9]).unwrap();
-        ram.write(RAM_BASE + 4096, &[9]).unwrap();
-        let mut got = vec![];
-        loop {
-            match ram.next_snapshot_page(&mut 1) {
-                SnapshotStep::Page(p) => got.push((p.page, p.data.unwrap()[0])),
-                SnapshotStep::OutOfBudget => ram.write(RAM_BASE + 2 * 4096, &[8]).unwrap(),
-                SnapshotStep::Done => break,
-            }
-        }
-        got.sort_unstable();
-        assert_eq!(got, [(0, 1), (2, 2)]);
     }
 
     #[test]

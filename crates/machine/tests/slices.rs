@@ -94,7 +94,7 @@ fn disturb(m: &mut Machine, rng: &mut Rng, sweep: &mut Option<Sweep>) {
         2 => drop(m.save()),
         3 if sweep.is_none() => {
             let digest = m.ram_mut().digest();
-            m.ram_mut().arm_snapshot();
+            m.ram_mut().arm_snapshot(None);
             *sweep = Some(Sweep { digest, copy: GuestRam::new(payload::RAM) });
         }
         4 | 5 => {

@@ -469,7 +469,7 @@ impl Primary {
         self.record(self.machine.icount(), Entry::Mark);
         self.hand_over(shared);
         let at = self.encoder.end();
-        self.machine.ram_mut().arm_snapshot();
+        self.machine.ram_mut().arm_snapshot(None);
         for disk in self.disks.iter().filter(|d| d.is_mirrored) {
             disk.handle.freeze_copy(attempt);
         }

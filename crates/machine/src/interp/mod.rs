@@ -168,6 +168,11 @@ impl Interp {
         if let Some(jit) = &mut self.jit {
             jit.clear();
         }
+        self.drop_translations();
+    }
+
+    /// Drops what is known of addresses; decoded and translated code stays.
+    pub fn drop_translations(&mut self) {
         for tlb in &mut self.tlbs {
             tlb.drop_all();
         }

@@ -173,7 +173,7 @@ impl Side {
             2 => drop(self.m.save()),
             3 if self.sweep.is_none() && rng.one_in(8) => {
                 let digest = self.m.ram_mut().digest();
-                self.m.ram_mut().arm_snapshot();
+                self.m.ram_mut().arm_snapshot(None);
                 self.sweep = Some(Sweep { digest, copy: GuestRam::new(self.m.ram().size()) });
             }
             4 | 5 => self.snapshot_pages(),
