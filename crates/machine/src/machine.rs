@@ -25,7 +25,8 @@ use crate::board::{
 use crate::clock::Clock;
 use crate::config::{BootImages, MachineConfig};
 use crate::engine::{EngineConfig, EngineKind, EngineStats};
-use crate::hart::{Hart, HartSaved, HartState, Mode, irq};
+use crate::hart::csr::CsrEnv;
+use crate::hart::{Hart, HartSaved, HartState, Mode, irq, mstatus};
 use crate::interp::{Bus, Interp, RunEnd};
 use crate::io::{HaltReason, Input, Output, OutputKind};
 use crate::offload::Offloads;
@@ -286,12 +287,7 @@ impl Machine {
     fn refresh_lines(&mut self) {
         let mtime = self.mtime();
         for hart in &mut self.harts {
-            let lines = self.board.irq_lines(hart.id);
-            hart.lines = if lines.meip { irq::MEIP } else { 0 }
-                | if lines.seip { irq::SEIP } else { 0 }
-                | if lines.msip { irq::MSIP } else { 0 }
-                | if mtime >= self.board.mtimecmp(hart.id) { irq::MTIP } else { 0 }
-                | if hart.has_stimecmp() && mtime >= hart.csr.stimecmp { irq::STIP } else { 0 };
+            hart.lines = lines_of(&self.board, hart, mtime);
         }
     }
 
@@ -557,11 +553,36 @@ impl Machine {
         self.interp.stats()
     }
 
+    /// What a CSR reads, for debuggers: as in M-mode, whatever mode the hart is in. `None` when there is no such register.
+    #[must_use]
+    pub fn peek_csr(&self, hart: usize, csr: u16) -> Option<u64> {
+        let mut seen = self.harts.get(hart)?.clone();
+        let env = CsrEnv { mtime: self.mtime(), steps: seen.steps };
+        // Derived when the hart next runs, so that what is in it may be of any moment before.
+        seen.lines = lines_of(&self.board, &seen, env.mtime);
+        seen.mode = Mode::Machine;
+        if matches!(csr, 1..=3) {
+            seen.csr.mstatus |= mstatus::FS;
+        }
+        seen.read_csr(csr, false, env).ok()
+    }
+
     /// Privilege mode of a hart, for status displays.
     #[must_use]
     pub fn mode(&self, hart: usize) -> Option<Mode> {
         self.harts.get(hart).map(|h| h.mode)
     }
+}
+
+/// A hart's interrupt lines at guest time `mtime`.
+#[inline]
+fn lines_of(board: &Board, hart: &Hart, mtime: u64) -> u64 {
+    let lines = board.irq_lines(hart.id);
+    (if lines.meip { irq::MEIP } else { 0 })
+        | if lines.seip { irq::SEIP } else { 0 }
+        | if lines.msip { irq::MSIP } else { 0 }
+        | if mtime >= board.mtimecmp(hart.id) { irq::MTIP } else { 0 }
+        | if hart.has_stimecmp() && mtime >= hart.csr.stimecmp { irq::STIP } else { 0 }
 }
 
 fn load_harts(saved: &MachineSaved) -> Result<Vec<Hart>, RestoreError> {

@@ -9,6 +9,7 @@ use machine::engine::{EngineConfig, EngineKind};
 use machine::hart::csr::envcfg;
 use machine::hart::pmp::Pmp;
 use machine::hart::{Hart, Mode, cause, irq, mstatus};
+use machine::io::Input;
 use machine::ram::RAM_BASE;
 use machine::{Exit, Machine};
 
@@ -313,4 +314,27 @@ fn a_table_that_only_a_faulting_walk_has_read_is_followed_like_any_other() {
     assert_eq!(load(&mut m), Some(1));
     store(&mut m, middle, pte(others, 1));
     assert_eq!(load(&mut m), Some(2));
+}
+
+#[test]
+fn a_debugger_reads_registers_whatever_the_mode_and_as_of_now() {
+    // It runs in user mode, and has not looked at its interrupts since guest time passed its comparator.
+    let mut m = machine(&[0x0000_006f]); // j .
+    let hart = &mut m.harts_mut()[0];
+    hart.mode = Mode::User;
+    hart.pmp = Pmp::allow_all();
+    hart.csr.mscratch = 7;
+    hart.csr.fcsr = 0xe3;
+    let before = m.digest();
+    let read = |m: &Machine, csr| m.peek_csr(0, csr);
+    assert_eq!([0x340, 3, 2, 1].map(|csr| read(&m, csr)), [7, 0xe3, 7, 3].map(Some));
+    assert_eq!(read(&m, 0x300).unwrap() & mstatus::FS, 0);
+    assert_eq!((read(&m, 0x7c0), m.peek_csr(1, 0x340)), (None, None));
+    assert_eq!(m.digest(), before, "reading leaves no trace");
+    run(&mut m, 100);
+    assert_eq!((read(&m, 0xb00), read(&m, 0xc01)), (Some(100), Some(m.mtime())));
+    m.apply(&Input::Clock { mtime: 1 << 40, rate: 1 }).unwrap();
+    m.harts_mut()[0].csr.menvcfg |= envcfg::STCE;
+    m.harts_mut()[0].csr.stimecmp = 1 << 39;
+    assert_eq!(read(&m, 0x344).unwrap() & irq::STIP, irq::STIP);
 }
