@@ -4,6 +4,7 @@
 //! - INV-ABSENT-1: it has what the translator has for the dispatcher, and no value.
 
 use crate::runtime::{Entry, Exit, Found, Link, Runtime, State, Stats};
+use crate::stops::Stops;
 use crate::tables::Tables;
 
 /// False.
@@ -56,7 +57,29 @@ impl Jit {
     }
 
     /// See the translator's.
-    pub fn translate(&mut self, _page: u32, _bytes: &[u8], _offset: u16) -> (Entry, u16) {
+    pub fn translate(
+        &mut self,
+        _page: u32,
+        _bytes: &[u8],
+        _offset: u16,
+        _stops: Option<&Stops>,
+    ) -> (Entry, u16) {
+        match *self {}
+    }
+
+    /// See the translator's.
+    pub fn require_stops(&mut self, _page: u32, _stops: &Stops) {
+        match *self {}
+    }
+
+    /// See the translator's.
+    #[must_use]
+    pub fn stops_at(&self, _tables: &Tables, _pc: u64) -> Option<u32> {
+        match *self {}
+    }
+
+    /// See the translator's.
+    pub fn stopped_in_vain(&mut self, _page: u32, _needed: Option<&Stops>) {
         match *self {}
     }
 

@@ -4,7 +4,8 @@
 //! - INV-CACHE-1: code is written into chunks of the arena in turn; before a chunk is written anew, every page that has
 //!   code in it is dropped whole, and the generation raised.
 //! - INV-CACHE-2: a page's table holds the address of an entry point or of the stub for missing ones.
-//! - INV-CACHE-3: tables take no more memory than the code may: a page more than that drops everything.
+//! - INV-CACHE-3: a page's code asks at each of `stops`, and nowhere else, whether to stop.
+//! - INV-CACHE-4: tables take no more memory than the code may: a page more than that drops everything.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +14,7 @@ use crate::emit::{Emit, Page};
 use crate::features::Features;
 use crate::layout::Layout;
 use crate::runtime::{Entry, Found, State, Stats};
+use crate::stops::Stops;
 use crate::stubs::Stubs;
 use crate::tables::Tables;
 
@@ -28,6 +30,8 @@ const CODE_MAX: usize = 64 << 10;
 static FIRST_GENERATION: AtomicU64 = AtomicU64::new(1);
 /// Counters of executions.
 const HEATS: usize = 1 << 16;
+/// Stops in vain after which a page's code is made anew.
+const VAIN_MAX: u32 = 1 << 10;
 
 /// A page's code.
 #[derive(Debug)]
@@ -36,6 +40,10 @@ struct PageCode {
     table: Box<[u32; HALFWORDS]>,
     /// Chunks that hold some of it, a bit each.
     chunks: u32,
+    /// Offsets at which code asks whether to stop.
+    stops: Stops,
+    /// How often it did for nothing.
+    vain: u32,
 }
 
 /// The translator with its cache.
@@ -59,7 +67,7 @@ pub struct Jit {
     /// Whether the arena has been full once.
     wrapped: bool,
     heat: Box<[u8; HEATS]>,
-    /// Raised when code was overwritten.
+    /// Raised when code was overwritten, or harts' tables have to be filled anew.
     pub(crate) generation: u64,
     blocks: u64,
     evictions: u64,
@@ -171,15 +179,24 @@ impl Jit {
     }
 
     /// Translates the code at an offset of a page with these contents. Returns its entry point and the end of what was
-    /// translated: the caller tracks writes to that range.
-    pub fn translate(&mut self, page: u32, bytes: &[u8], offset: u16) -> (Entry, u16) {
+    /// translated: the caller tracks writes to that range. The code asks at `stops` whether to stop, too.
+    pub fn translate(
+        &mut self,
+        page: u32,
+        bytes: &[u8],
+        offset: u16,
+        stops: Option<&Stops>,
+    ) -> (Entry, u16) {
         // Making a table may drop all code, so that the place comes after it.
         let slot = self.slot(page);
         let slot = if self.make_room() { self.slot(page) } else { slot };
+        if let Some(stops) = stops {
+            self.require_stops(page, stops);
+        }
         let base = self.arena.base() + self.next as u64;
         let code = self.pages[slot].as_ref().expect("the slot was just made");
         let entry = |offset| self.entry_in(code, offset);
-        let page = Page { bytes, entry: &entry };
+        let page = Page { bytes, entry: &entry, stops: &code.stops };
         let mut emit = Emit::new(base, &self.layout, &self.stubs, self.features, page);
         emit.translate(offset);
         let (end, entries, host) = (emit.end.min(4096), emit.entries, emit.a.code);
@@ -206,7 +223,7 @@ impl Jit {
             self.evictions += 1;
         }
         let table = Box::new([self.stubs.missing as u32; HALFWORDS]);
-        let code = Some(PageCode { page, table, chunks: 0 });
+        let code = Some(PageCode { page, table, chunks: 0, stops: Stops::default(), vain: 0 });
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.pages[slot as usize] = code;
@@ -254,11 +271,51 @@ impl Jit {
         }
     }
 
+    fn code_mut(&mut self, page: u32) -> Option<&mut PageCode> {
+        let slot = self.by_page.get(page as usize)?.checked_sub(1)?;
+        self.pages.get_mut(slot as usize)?.as_mut()
+    }
+
     /// The page was written: forgets its code.
     pub fn invalidate(&mut self, page: u32) {
-        let slot = self.by_page.get(page as usize).and_then(|s| s.checked_sub(1));
-        if let Some(Some(code)) = slot.and_then(|s| self.pages.get_mut(s as usize)) {
-            code.table.fill(self.stubs.missing as u32);
+        let missing = self.stubs.missing as u32;
+        if let Some(code) = self.code_mut(page) {
+            code.table.fill(missing);
+        }
+    }
+
+    /// The page is about to be mapped where there are breakpoints at these offsets: code that does not ask there is
+    /// forgotten. What asks more than it needs to may stay.
+    pub fn require_stops(&mut self, page: u32, stops: &Stops) {
+        if let Some(code) = self.code_mut(page)
+            && !code.stops.includes(stops)
+        {
+            code.stops.add(stops);
+            self.invalidate(page);
+        }
+    }
+
+    /// The page of RAM, if code for `pc` stops there. The tables know the page.
+    #[inline]
+    #[must_use]
+    pub fn stops_at(&self, tables: &Tables, pc: u64) -> Option<u32> {
+        if !tables.may_stop(pc) {
+            return None;
+        }
+        let page = tables.find_fetch(pc)?;
+        self.code(page)?.stops.contains(pc as u16 & 0xffe).then_some(page)
+    }
+
+    /// The page's code stopped where there was no breakpoint. When that happens often it is made anew, to ask where it is
+    /// `needed` alone; harts' tables are then filled anew, which tells of what else is.
+    pub fn stopped_in_vain(&mut self, page: u32, needed: Option<&Stops>) {
+        let Some(code) = self.code_mut(page) else { return };
+        code.vain += 1;
+        if code.vain >= VAIN_MAX {
+            code.vain = 0;
+            code.stops = needed.cloned().unwrap_or_default();
+            self.invalidate(page);
+            self.generation += 1;
         }
     }
 
@@ -284,7 +341,7 @@ impl Jit {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let used = if self.wrapped { self.arena.len() } else { self.next };
-        let pages = self.pages.iter().flatten().count() * HALFWORDS * 4;
+        let pages = self.pages.iter().flatten().count() * (HALFWORDS * 4 + size_of::<PageCode>());
         Stats {
             code_bytes: used as u64,
             table_bytes: (pages + HEATS + self.by_page.len() * 4 + size_of::<Tables>()) as u64,
@@ -331,7 +388,7 @@ mod tests {
                 .flat_map(u32::to_le_bytes)
                 .collect();
             jit.clear();
-            jit.translate(0, &page, 0);
+            jit.translate(0, &page, 0, None);
             longest = longest.max(jit.next - STUBS);
         }
         assert!(words.len() > 150, "{} instructions", words.len());
@@ -344,7 +401,7 @@ mod tests {
         let mut jit = jit(4096, code_bytes);
         let page = [0x01u8, 0x00].repeat(HALFWORDS); // c.nop
         for number in 0..4096 {
-            let (entry, _) = jit.translate(number, &page, 4000);
+            let (entry, _) = jit.translate(number, &page, 4000, None);
             assert_eq!(jit.entry(number, 4000), Some(entry));
             assert!(jit.pages.iter().flatten().count() * HALFWORDS * 4 <= code_bytes);
         }

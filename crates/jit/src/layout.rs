@@ -79,6 +79,12 @@ impl Layout {
         Mem::indexed(BASE, index, at)
     }
 
+    /// The mark of breakpoints that `index` (scaled) selects.
+    pub(crate) const fn stop_page(&self, index: Reg) -> Mem {
+        let at = self.tables + offset_of!(Tables, stop_pages) as i32;
+        Mem::indexed(BASE, index, at)
+    }
+
     /// A field of the fetch TLB's entry that `index` (scaled) selects.
     pub(crate) const fn fetch(&self, index: Reg, field: usize) -> Mem {
         let at = self.tables + (offset_of!(Tables, fetch) + field) as i32;

@@ -9,7 +9,8 @@
 //! throughout and the others in memory, so that the state at the border of every block, and of every instruction that can
 //! leave it, is the same. Loads and stores go through a software TLB inline. Jumps within a page are patched to go from
 //! block to block; jumps to other pages, and indirect ones, look the page up in a second TLB and the entry point in the
-//! page's table. Code belongs to a page of RAM, whatever virtual addresses that has, and dies with it.
+//! page's table. Code belongs to a page of RAM, whatever virtual addresses that has, and dies with it. Where a debugger may
+//! want to stop, a block begins with a look whether it does at this virtual page: other code has nothing of breakpoints.
 //!
 //! # Invariants
 //! - INV-JIT-1: at most the budget's steps are made, and the count is exact when generated code leaves.
@@ -49,6 +50,7 @@ mod layout;
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod pack;
 mod runtime;
+mod stops;
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 mod stubs;
 pub mod tables;
@@ -58,4 +60,5 @@ pub use self::absent::{Jit, is_supported};
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "no-jit")))]
 pub use self::cache::{Jit, is_supported};
 pub use self::runtime::{Answer, CSRS, Csr, Entry, Exit, Found, Link, Runtime, State, Stats};
+pub use self::stops::Stops;
 pub use self::tables::Tables;

@@ -4,6 +4,7 @@
 //! - INV-TABLES-1: an entry whose tag matches an address under the present id maps it within the RAM that the tables are
 //!   bound to; generated code is entered with that RAM alone.
 //! - INV-TABLES-2: tags hold a page number and, in the low 12 bits, the id of the context that the entry is for.
+//! - INV-TABLES-3: an address for which [`Tables::may_stop`] says no has no breakpoint.
 
 use std::fmt;
 
@@ -17,6 +18,8 @@ pub const FETCH_ENTRIES: usize = 1024;
 pub const NO_TAG: u64 = u64::MAX;
 /// Address of no reservation.
 pub const NO_RESERVATION: u64 = u64::MAX;
+/// Marks of pages with breakpoints.
+pub(crate) const STOP_PAGES: usize = 256;
 /// Ids are below this.
 pub const IDS: u64 = 4095;
 
@@ -82,6 +85,10 @@ pub struct Tables {
     pub(crate) ram_bias: u64,
     /// Generation of the code cache that `fetch` is of.
     pub(crate) code_generation: u64,
+    /// Not 0 for the page numbers, as far as they are looked at, of pages with breakpoints.
+    pub(crate) stop_pages: [u32; STOP_PAGES],
+    /// Number of the set of breakpoints that these are of.
+    stop_serial: u64,
 }
 
 impl fmt::Debug for Tables {
@@ -146,6 +153,8 @@ impl Tables {
             ram_len: 0,
             ram_bias: 0,
             code_generation: 0,
+            stop_pages: [0; STOP_PAGES],
+            stop_serial: 0,
         }
     }
 
@@ -170,6 +179,27 @@ impl Tables {
     pub fn set_ids(&mut self, data: u64, fetch: u64) {
         self.data_id = data;
         self.fetch_id = fetch;
+    }
+
+    fn stop_index(va: u64) -> usize {
+        (va >> PAGE_SHIFT) as usize & (STOP_PAGES - 1)
+    }
+
+    /// Names the pages with breakpoints, unless they are those of this number already. There are none at number 0.
+    #[inline]
+    pub fn sync_stops(&mut self, serial: u64, pages: impl Iterator<Item = u64>) {
+        if self.stop_serial != serial {
+            self.stop_serial = serial;
+            self.stop_pages.fill(0);
+            pages.for_each(|va| self.stop_pages[Self::stop_index(va)] = 1);
+        }
+    }
+
+    /// Whether there may be a breakpoint on the page of `va`.
+    #[inline]
+    #[must_use]
+    pub fn may_stop(&self, va: u64) -> bool {
+        self.stop_pages[Self::stop_index(va)] != 0
     }
 
     /// Says whether `cbo.zero` is allowed in the present mode.

@@ -72,7 +72,7 @@ fn main() {
                 None => break,
             },
             Exit::Reached if m.icount() >= limit => break,
-            Exit::Reached | Exit::Output | Exit::Stopped => {}
+            Exit::Reached | Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {}
         }
     }
     let s = start.elapsed().as_secs_f64();

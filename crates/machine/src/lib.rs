@@ -6,13 +6,14 @@
 //!
 //! # Invariants
 //! Those of [`machine`](crate::machine) (INV-MACHINE), [`ram`] (INV-RAM), [`mmu`] (INV-MMU), [`interp`] (INV-ENGINE),
-//! [`clock`] (INV-CLOCK), [`hart`] (INV-HART) and [`offload`] (INV-OFFLOAD).
+//! [`clock`] (INV-CLOCK), [`hart`] (INV-HART), [`offload`] (INV-OFFLOAD) and [`debug`] (INV-DEBUG).
 
 #![forbid(unsafe_code)]
 
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod debug;
 pub mod engine;
 pub mod hart;
 pub mod interp;

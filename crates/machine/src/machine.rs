@@ -14,6 +14,7 @@
 //! Inputs enter by [`Machine::apply`] alone. Of several harts, one runs for at most `TURN` steps, then the next runnable
 //! one does; WFI and `pause` end the turn.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use crate::board::{
 };
 use crate::clock::Clock;
 use crate::config::{BootImages, MachineConfig};
+use crate::debug::Breakpoints;
 use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::csr::CsrEnv;
 use crate::hart::{Hart, HartSaved, HartState, Mode, irq, mstatus};
@@ -51,6 +53,12 @@ pub enum Exit {
     Stopped,
     /// The machine is off.
     Halted,
+    /// A hart stands before an instruction at a breakpoint. Not reported for the first step of a run, nor where a run ends for
+    /// another reason: see [`Machine::breakpoint_ahead`].
+    Breakpoint {
+        /// The hart.
+        hart: u8,
+    },
 }
 
 /// The machine cannot be made.
@@ -123,6 +131,7 @@ pub struct Machine {
     interp: Interp,
     outputs: Vec<Output>,
     halted: Option<HaltReason>,
+    breaks: Breakpoints,
 }
 
 impl Machine {
@@ -145,6 +154,7 @@ impl Machine {
             ram,
             outputs: Vec::new(),
             halted: None,
+            breaks: Breakpoints::default(),
             config,
             images,
         };
@@ -300,17 +310,42 @@ impl Machine {
         }
     }
 
-    /// Chooses the hart to run; `None` when all wait.
-    fn choose_hart(&mut self) -> Option<usize> {
+    /// Chooses the hart to run, and says whether a turn begins; `None` when all wait.
+    fn choose_hart(&self) -> Option<(usize, bool)> {
         let runnable = |h: &Hart| h.state == HartState::Started && (!h.waiting || h.wakes());
         if self.turn_left == 0 || !runnable(&self.harts[self.current]) {
             let n = self.harts.len();
             let next =
                 (1..=n).map(|i| (self.current + i) % n).find(|&i| runnable(&self.harts[i]))?;
-            self.current = next;
-            self.turn_left = TURN;
+            return Some((next, true));
         }
-        Some(self.current)
+        Some((self.current, false))
+    }
+
+    /// Whether the hart's next step is that of an instruction at a breakpoint.
+    fn is_at_breakpoint(&self, hart: usize) -> bool {
+        !self.breaks.is_empty()
+            && self.breaks.is_at(self.harts[hart].pc)
+            && self.harts[hart].pending_interrupt().is_none()
+    }
+
+    /// The hart that makes the next step, if that is one at a breakpoint: what [`Exit::Breakpoint`] would say here, if this
+    /// were not the first step of a run.
+    pub fn breakpoint_ahead(&mut self) -> Option<u8> {
+        if self.halted.is_some() {
+            return None;
+        }
+        self.settle();
+        self.refresh_lines();
+        let (h, _) = self.choose_hart()?;
+        self.is_at_breakpoint(h).then_some(self.harts[h].id)
+    }
+
+    /// Has runs stop before instructions at these virtual addresses, and at no others.
+    pub fn set_breakpoints(&mut self, virtual_addresses: &BTreeSet<u64>) {
+        if self.breaks.set(virtual_addresses) {
+            self.interp.drop_translations();
+        }
     }
 
     /// Steps from here to the next timer of hart `h`, at least 1.
@@ -344,7 +379,14 @@ impl Machine {
             }
             self.settle();
             self.refresh_lines();
-            let Some(h) = self.choose_hart() else { return Exit::Idle };
+            let Some((h, is_new_turn)) = self.choose_hart() else { return Exit::Idle };
+            if self.icount != start && self.is_at_breakpoint(h) {
+                return Exit::Breakpoint { hart: self.harts[h].id };
+            }
+            if is_new_turn {
+                self.current = h;
+                self.turn_left = TURN;
+            }
             self.harts[h].waiting = false;
             if let Some(number) = self.harts[h].pending_interrupt() {
                 self.harts[h].take_interrupt(number);
@@ -357,14 +399,16 @@ impl Machine {
             }
             let turn = if self.harts.len() > 1 { self.turn_left } else { u64::MAX };
             let budget = (until - self.icount).min(turn).min(self.steps_to_timer(h));
-            self.run_hart(h, budget, stop);
+            if self.run_hart(h, budget, stop) == RunEnd::Breakpoint {
+                return Exit::Breakpoint { hart: self.harts[h].id };
+            }
             if self.outputs.iter().any(|o| o.kind.is_urgent()) {
                 return Exit::Output;
             }
         }
     }
 
-    fn run_hart(&mut self, h: usize, budget: u64, stop: &AtomicBool) {
+    fn run_hart(&mut self, h: usize, budget: u64, stop: &AtomicBool) -> RunEnd {
         let smp = self.harts.len() > 1;
         let mut bus = Bus {
             ram: &mut self.ram,
@@ -375,6 +419,7 @@ impl Machine {
             sbi: self.images.bios.is_none(),
             smp,
             stop,
+            breaks: &self.breaks,
         };
         let (steps, end) = self.interp.run(&mut self.harts[h], &mut bus, budget);
         self.icount += steps;
@@ -395,7 +440,7 @@ impl Machine {
                 self.turn_left = 0;
                 SbiRequest::None
             }
-            RunEnd::Budget => return,
+            RunEnd::Budget | RunEnd::Breakpoint => return end,
             RunEnd::Attention => SbiRequest::None,
         };
         match (request, self.board.take_request()) {
@@ -408,6 +453,7 @@ impl Machine {
             (SbiRequest::Reset, _) | (_, Some(BoardRequest::Reset)) => self.reset(),
             (SbiRequest::None, None) => {}
         }
+        end
     }
 
     fn harts_started(&self) -> usize {
@@ -481,6 +527,7 @@ impl Machine {
             ram,
             outputs: Vec::new(),
             halted: saved.halted.clone(),
+            breaks: Breakpoints::default(),
             config: saved.config.clone(),
             images,
         })

@@ -373,7 +373,8 @@ impl Primary {
             Exit::Idle if !pumping => self.wait_idle(shared),
             Exit::Idle if pumping => shared.mailbox.wait(Some(Instant::now() + PUMP_PAUSE)),
             Exit::Halted => self.tell_halt(shared),
-            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => {
+            // A live machine has no breakpoints.
+            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {
                 self.slow_down(shared, took)
             }
         }

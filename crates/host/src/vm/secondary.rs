@@ -157,7 +157,8 @@ impl Secondary {
     fn run_to(&mut self, shared: &Shared, until: u64) -> bool {
         while self.machine.icount() < until {
             match self.machine.run(until, shared.mailbox.stop_flag()) {
-                Exit::Reached => {}
+                // A live machine has no breakpoints.
+                Exit::Reached | Exit::Breakpoint { .. } => {}
                 Exit::Output => self.collect(shared),
                 Exit::Stopped => return false,
                 // Off at the very step that the log runs to, as the primary is.

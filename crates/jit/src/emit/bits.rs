@@ -392,6 +392,7 @@ mod tests {
     use crate::emit::Page;
     use crate::features::Features;
     use crate::runtime::{CSRS, State};
+    use crate::stops::Stops;
     use crate::stubs::Stubs;
     use crate::tables::Tables;
 
@@ -405,7 +406,8 @@ mod tests {
         let entry = |_| None;
         for has in [true, false] {
             let features = Features { aes: has, clmul: has, counts_twice: false };
-            let page = Page { bytes: &[], entry: &entry };
+            let stops = Stops::default();
+            let page = Page { bytes: &[], entry: &entry, stops: &stops };
             let stubs = Stubs::default();
             let mut emit = Emit::new(0, &layout, &stubs, features, page);
             for number in Op::LrW as u8..=Op::Sha512sig1 as u8 {

@@ -6,6 +6,7 @@
 //! - INV-EMIT-2: an instruction changes nothing before everything that it can fault on has been checked.
 //! - INV-EMIT-3: code depends on the page's contents and on offsets within the page, never on its virtual or physical
 //!   address: every mapping of the page shares it.
+//! - INV-EMIT-4: at each of the page's stops a block begins, with the question whether to stop before its budget is taken.
 
 mod atomic;
 mod bits;
@@ -20,12 +21,13 @@ use std::mem::offset_of;
 
 use isa::{Insn, Op};
 
-use crate::asm::{Alu, Asm, Cond, Fixup, Mem, Reg, Rm, Size};
+use crate::asm::{Alu, Asm, Cond, Fixup, Mem, Reg, Rm, Shift, Size};
 use crate::features::Features;
 use crate::layout::{ADD, BUDGET, Layout, READ, WRITE, mapped};
 use crate::pack::pack;
+use crate::stops::Stops;
 use crate::stubs::{self, Stubs};
-use crate::tables::{DATA_ENTRIES, Tables};
+use crate::tables::{DATA_ENTRIES, STOP_PAGES, Tables};
 
 use Reg::{Rax, Rcx, Rdx};
 use Size::{D, Q};
@@ -48,6 +50,8 @@ enum Cold {
     Guard { from: Vec<Fixup>, insn: u64, place: u32, next: u16, resume: Option<u64> },
     /// The budget is too small for the block.
     Budget { from: Vec<Fixup>, steps: u8, offset: u16 },
+    /// There may be a breakpoint at a block.
+    Stop { from: Fixup, offset: u16 },
     /// A jump within the page to a block that there was no code for.
     Link { from: Fixup, offset: u16 },
     /// A jump to another page.
@@ -87,11 +91,12 @@ pub(crate) struct Entry {
     pub(crate) address: u32,
 }
 
-/// A page's bytes and the entry points that there are.
+/// A page's bytes, the entry points that there are, and where code asks whether to stop.
 #[derive(Clone, Copy)]
 pub(crate) struct Page<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) entry: &'a dyn Fn(u16) -> Option<u32>,
+    pub(crate) stops: &'a Stops,
 }
 
 /// The translator.
@@ -174,6 +179,9 @@ impl<'a> Emit<'a> {
     fn block(&mut self, offset: u16) -> Option<u16> {
         let (insns, at, straddles) = self.decode_block(offset);
         self.entries.push(Entry { offset, address: self.a.here() as u32 });
+        if self.page.stops.contains(offset) {
+            self.ask_for_stop(offset);
+        }
         // The instruction that straddles is a step of its own; the runtime fetches it.
         let steps = insns.len() + usize::from(straddles);
         self.a.alu_imm(Alu::Sub, Q, BUDGET, steps as i32);
@@ -230,8 +238,7 @@ impl<'a> Emit<'a> {
             };
             insns.push(Placed { offset: at as u16, steps_after: 0, insn });
             at += usize::from(insn.len);
-            if ends_block(insn.op) || (at < PAGE as usize && (self.page.entry)(at as u16).is_some())
-            {
+            if ends_block(insn.op) || at < PAGE as usize && self.begins_block(at as u16) {
                 break;
             }
         }
@@ -240,6 +247,22 @@ impl<'a> Emit<'a> {
             placed.steps_after = (i + behind) as u8;
         }
         (insns, at, straddles)
+    }
+
+    /// Whether a block begins here, whatever comes before it.
+    fn begins_block(&self, offset: u16) -> bool {
+        (self.page.entry)(offset).is_some() || self.page.stops.contains(offset)
+    }
+
+    /// Leaves, before anything of the block at `offset` is done, when the present page may have a breakpoint.
+    fn ask_for_stop(&mut self, offset: u16) {
+        // The page number's low bits, times the size of a mark.
+        self.a.mov(Q, Rcx, self.table(offset_of!(Tables, page_va)));
+        self.a.shift(Shift::Shr, D, Rcx, 10);
+        self.a.alu_imm(Alu::And, D, Rcx, ((STOP_PAGES - 1) << 2) as i32);
+        self.a.alu_imm(Alu::Cmp, D, self.layout.stop_page(Rcx), 0);
+        let from = self.a.jcc(Cond::Ne);
+        self.cold.push(Cold::Stop { from, offset });
     }
 
     /// Makes an instruction the present one.
@@ -411,6 +434,11 @@ impl<'a> Emit<'a> {
                     self.a.alu_imm(Alu::Add, Q, BUDGET, i32::from(steps));
                     self.a.mov_imm(Rax, u64::from(offset));
                     self.a.jmp_to(self.stubs.budget);
+                }
+                Cold::Stop { from, offset } => {
+                    self.a.fix(from);
+                    self.a.mov_imm(Rax, u64::from(offset));
+                    self.a.jmp_to(self.stubs.missing);
                 }
                 Cold::Link { from, offset } => {
                     let known = self.entries.iter().find(|e| e.offset == offset);

@@ -11,6 +11,7 @@
 //! - INV-CODE-4: a page has at most one slot a halfword and one marker a run, so at most 2 x 2048 + 1.
 
 use isa::{Insn, Op};
+use jit::Stops;
 
 use crate::ram::{GuestRam, PAGE_SHIFT, PAGE_SIZE, RAM_BASE};
 
@@ -32,6 +33,8 @@ pub(super) mod marker {
     pub(in super::super) const CONTINUE: i32 = 3;
     /// The same, with the slot in the other fields.
     pub(in super::super) const GOTO: i32 = 4;
+    /// An instruction that there may be a breakpoint at: it is decoded each time.
+    pub(in super::super) const STOP: i32 = 5;
 }
 
 /// A decoded instruction in the form that the loop wants, in eight bytes: `rd` 32 for x0, branch offsets in halfwords,
@@ -157,12 +160,19 @@ pub(super) struct CodePage {
     /// Halfword by slot.
     halfwords: Vec<u16>,
     page: u32,
+    /// Offsets at which there may be a breakpoint.
+    stops: Stops,
 }
 
 impl CodePage {
     fn new(page: u32) -> Self {
-        let mut code =
-            Self { map: Box::new([0; HALFWORDS]), slots: Vec::new(), halfwords: Vec::new(), page };
+        let mut code = Self {
+            map: Box::new([0; HALFWORDS]),
+            slots: Vec::new(),
+            halfwords: Vec::new(),
+            page,
+            stops: Stops::default(),
+        };
         code.clear();
         code
     }
@@ -227,14 +237,28 @@ impl CodePage {
             let (slot, newly) = decode_at(ram, self.page, h);
             tracked |= newly;
             self.map[h] = self.slots.len() as u16;
-            self.push(slot, h);
-            let straddles = slot.op == Op::Illegal && slot.imm() == marker::STRADDLE;
+            let stops = self.stops.contains(h as u16 * 2);
+            self.push(if stops { Slot::mark(marker::STOP) } else { slot }, h);
+            let straddles = slot.is_straddling();
             h += if straddles { 2 } else { slot.len() };
             if ends_run(slot.op) && !straddles {
                 break;
             }
         }
         (first, tracked)
+    }
+
+    /// Has the loop stop at these offsets, and maybe others. What was decoded is forgotten when it does not yet.
+    pub(super) fn require_stops(&mut self, stops: &Stops) {
+        if !self.stops.includes(stops) {
+            self.stops.add(stops);
+            self.clear();
+        }
+    }
+
+    /// The instruction in the place of a [`marker::STOP`].
+    pub(super) fn behind_stop(&self, ram: &mut GuestRam, halfword: usize) -> Slot {
+        decode_at(ram, self.page, halfword).0
     }
 
     /// Makes the jump in `slot` go to the instruction at `halfword` from now on.
@@ -250,6 +274,11 @@ impl CodePage {
 }
 
 impl Slot {
+    /// Whether it stands for an instruction that ends on the next page.
+    pub(super) fn is_straddling(&self) -> bool {
+        self.op == Op::Illegal && self.imm() == marker::STRADDLE
+    }
+
     /// Slot that [`marker::GOTO`] leads to.
     #[inline(always)]
     pub(super) fn goto_target(&self) -> usize {

@@ -8,6 +8,7 @@
 //! - INV-DISPATCH-1: whatever runs where, each instruction and each trap is one step, and nothing else is.
 //! - INV-DISPATCH-2: between two entries into generated code, everything that was written or changed is looked at, as the
 //!   interpreter does between two pages.
+//! - INV-DISPATCH-3: generated code leaves before each step that may be one at a breakpoint; here it is found out.
 
 use std::sync::atomic::Ordering;
 
@@ -66,24 +67,17 @@ impl Core<'_, '_> {
             }
             self.refresh(jit);
             let pc = self.hart.pc;
-            let entry = match jit.find(&self.hart.tables, pc) {
-                Found::Code(entry) => Some(entry),
-                Found::Missing(page) => self.make_code(jit, page, is_head.then_some(hot_after)),
-                Found::Unmapped => match self.fetch_page(pc) {
-                    Ok(page) => {
-                        jit.map(&mut self.hart.tables, pc, page);
-                        match jit.entry(page, pc as u16 & 0xffe) {
-                            Some(entry) => Some(entry),
-                            None => self.make_code(jit, page, is_head.then_some(hot_after)),
-                        }
-                    }
-                    Err(trap) => {
-                        self.steps += 1;
-                        self.trap(trap);
-                        (is_head, link) = (true, None);
-                        continue;
-                    }
-                },
+            if self.is_at_breakpoint() {
+                return RunEnd::Breakpoint;
+            }
+            let entry = match self.find_code(jit, is_head.then_some(hot_after)) {
+                Ok(entry) => entry,
+                Err(trap) => {
+                    self.steps += 1;
+                    self.trap(trap);
+                    (is_head, link) = (true, None);
+                    continue;
+                }
             };
             is_head = true;
             let Some(entry) = entry else {
@@ -93,6 +87,13 @@ impl Core<'_, '_> {
                 }
                 continue;
             };
+            if let Some(page) = jit.stops_at(&self.hart.tables, pc) {
+                link = None;
+                if let Some(end) = self.step_over_stop(jit, page) {
+                    return end;
+                }
+                continue;
+            }
             if let Some(link) = link.take() {
                 jit.link(link, entry);
             }
@@ -124,6 +125,17 @@ impl Core<'_, '_> {
         RunEnd::Budget
     }
 
+    /// Makes the one step at which code stops, but nothing else has to.
+    fn step_over_stop(&mut self, jit: &mut Jit, page: u32) -> Option<RunEnd> {
+        if self.steps != 0 {
+            jit.stopped_in_vain(page, self.bus.breaks.on_page(self.hart.pc));
+        }
+        match self.run_some::<true>(self.steps + 1) {
+            Leave::Refetch | Leave::End(RunEnd::Budget) => None,
+            Leave::End(end) => Some(end),
+        }
+    }
+
     /// Interprets the rest of the budget, which is less than a block.
     fn finish(&mut self, jit: &mut Jit, budget: u64) -> RunEnd {
         while self.steps < budget {
@@ -146,6 +158,32 @@ impl Core<'_, '_> {
         jit.sync(&mut self.hart.tables);
     }
 
+    /// Code for `hart.pc`, made now if it is hot.
+    #[inline]
+    fn find_code(
+        &mut self,
+        jit: &mut Jit,
+        hot_after: Option<u8>,
+    ) -> Result<Option<jit::Entry>, Trap> {
+        let pc = self.hart.pc;
+        let page = match jit.find(&self.hart.tables, pc) {
+            Found::Code(entry) => return Ok(Some(entry)),
+            Found::Missing(page) => page,
+            Found::Unmapped => {
+                let page = self.fetch_page(pc)?;
+                if let Some(stops) = self.bus.breaks.on_page(pc) {
+                    jit.require_stops(page, stops);
+                }
+                jit.map(&mut self.hart.tables, pc, page);
+                if let Some(entry) = jit.entry(page, pc as u16 & 0xffe) {
+                    return Ok(Some(entry));
+                }
+                page
+            }
+        };
+        Ok(self.make_code(jit, page, hot_after))
+    }
+
     /// Makes code for `hart.pc`, on this page of RAM, if it has been interpreted often enough.
     fn make_code(&mut self, jit: &mut Jit, page: u32, hot_after: Option<u8>) -> Option<jit::Entry> {
         let offset = self.hart.pc as u16 & 0xffe;
@@ -154,7 +192,8 @@ impl Core<'_, '_> {
         }
         let first = page as usize * PAGE_SIZE;
         let bytes = &self.bus.ram.bytes()[first..first + PAGE_SIZE];
-        let (entry, end) = jit.translate(page, bytes, offset);
+        let (entry, end) =
+            jit.translate(page, bytes, offset, self.bus.breaks.on_page(self.hart.pc));
         let start = usize::from(offset);
         if self.bus.ram.mark_code(page, start, usize::from(end).max(start + 2) - start) {
             self.writes_tracked_to(page);

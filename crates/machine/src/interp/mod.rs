@@ -32,6 +32,7 @@ use jit::Jit;
 
 use crate::board::{Board, BusCtx};
 use crate::clock::Clock;
+use crate::debug::Breakpoints;
 use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::Hart;
 use crate::io::Output;
@@ -59,6 +60,8 @@ pub struct Bus<'a> {
     pub smp: bool,
     /// Another thread wants the run to end soon.
     pub stop: &'a AtomicBool,
+    /// Where to stop; not before the first step of a run.
+    pub breaks: &'a Breakpoints,
 }
 
 impl Bus<'_> {
@@ -86,6 +89,8 @@ pub enum RunEnd {
     SbiCall,
     /// The hart gives up its turn (`pause`, with other harts present).
     Yield,
+    /// The next step is one at a breakpoint, unless there is something else to do first.
+    Breakpoint,
 }
 
 /// The engine's caches, for all harts.
@@ -118,6 +123,7 @@ impl Interp {
     /// Runs `hart` for at most `budget` steps; returns how many it made and why it stopped.
     pub fn run(&mut self, hart: &mut Hart, bus: &mut Bus<'_>, budget: u64) -> (u64, RunEnd) {
         hart.tables.bind(bus.ram.bytes_mut(), RAM_BASE);
+        hart.tables.sync_stops(bus.breaks.serial(), bus.breaks.pages());
         if self.wants_jit && self.jit.is_none() {
             self.jit = dispatch::new_jit(hart, bus.ram, self.config).map(Box::new);
             self.wants_jit = self.jit.is_some();

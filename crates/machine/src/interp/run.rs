@@ -86,6 +86,7 @@ impl Core<'_, '_> {
     pub(super) fn run_some<const BLOCK: bool>(&mut self, budget: u64) -> Leave {
         let page = match self.fetch_page(self.hart.pc) {
             Ok(page) => page,
+            Err(_) if self.is_at_breakpoint() => return Leave::End(RunEnd::Breakpoint),
             Err(trap) => {
                 self.steps += 1;
                 self.trap(trap);
@@ -94,9 +95,17 @@ impl Core<'_, '_> {
         };
         let index = self.code.index(page);
         let mut page = self.code.take(index);
+        if let Some(stops) = self.bus.breaks.on_page(self.hart.pc) {
+            page.require_stops(stops);
+        }
         let leave = self.run_page::<BLOCK>(&mut page, budget);
         self.code.put(index, page);
         leave
+    }
+
+    /// Whether the step at `hart.pc` is one to stop before.
+    pub(super) fn is_at_breakpoint(&self) -> bool {
+        self.steps != 0 && self.bus.breaks.is_at(self.hart.pc)
     }
 
     pub(super) fn trap(&mut self, trap: Trap) {
@@ -413,6 +422,18 @@ impl Core<'_, '_> {
                             at = 0;
                             continue 'dispatch;
                         }
+                        marker::STOP => {
+                            if steps > 1 && self.bus.breaks.is_at(here!()) {
+                                steps -= 1;
+                                leave_here!(Leave::End(RunEnd::Breakpoint))
+                            }
+                            match self.fetch_at_stop(page, page_va, page.halfword(idx)) {
+                                Ok(decoded) => page.slots[0] = decoded,
+                                Err(t) => trap!(t),
+                            }
+                            at = 0;
+                            continue 'dispatch;
+                        }
                         _ => {
                             steps -= 1;
                             leave_here!(Leave::Refetch)
@@ -531,6 +552,19 @@ impl Core<'_, '_> {
         let lo = self.bus.ram.read_u16(lo).map_err(fault)?;
         let hi = self.bus.ram.read_u16(hi).map_err(fault)?;
         Ok(code::predecode(u32::from(lo) | u32::from(hi) << 16))
+    }
+
+    /// The instruction at a halfword of the page that there may be a breakpoint at.
+    #[cold]
+    #[inline(never)]
+    fn fetch_at_stop(
+        &mut self,
+        page: &CodePage,
+        page_va: u64,
+        halfword: usize,
+    ) -> Result<Slot, Trap> {
+        let slot = page.behind_stop(self.bus.ram, halfword);
+        if slot.is_straddling() { self.fetch_straddling(page_va, halfword) } else { Ok(slot) }
     }
 
     /// The illegal-instruction exception for the instruction at `hart.pc`, with its bits.

@@ -5,6 +5,7 @@
 
 #[path = "../qemu_oracle/asm.rs"]
 mod asm;
+mod breakpoints;
 #[path = "../qemu_oracle/case.rs"]
 mod case;
 #[expect(dead_code, reason = "shared with qemu_oracle, which uses all of it")]

@@ -128,7 +128,7 @@ pub(crate) fn run_to(m: &mut Machine, until: u64) -> bool {
             }
             Exit::Reached => return true,
             Exit::Halted => return false,
-            Exit::Output | Exit::Stopped => {}
+            Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {}
         }
     }
 }
