@@ -72,7 +72,8 @@ fn main() {
                 None => break,
             },
             Exit::Reached if m.icount() >= limit => break,
-            Exit::Reached | Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {}
+            Exit::Reached | Exit::Output | Exit::Stopped => {}
+            Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
         }
     }
     let s = start.elapsed().as_secs_f64();

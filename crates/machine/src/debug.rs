@@ -72,6 +72,44 @@ impl Breakpoints {
     }
 }
 
+/// What is told of a watched place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchKind {
+    /// Writes, by instructions and by devices.
+    Write,
+    /// Reads by instructions.
+    Read,
+    /// Both.
+    Access,
+}
+
+/// A watched place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watchpoint {
+    /// Guest physical address, of RAM or of a device's register.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// What is told of.
+    pub kind: WatchKind,
+}
+
+impl Watchpoint {
+    /// The address behind it.
+    pub(crate) fn end(&self) -> u64 {
+        self.gpa.saturating_add(self.len)
+    }
+}
+
+/// An access to a watched place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchHit {
+    /// The first of the watched bytes that were accessed.
+    pub gpa: u64,
+    /// Whether it was written.
+    pub is_write: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

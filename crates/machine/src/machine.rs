@@ -25,12 +25,13 @@ use crate::board::{
 };
 use crate::clock::Clock;
 use crate::config::{BootImages, MachineConfig};
-use crate::debug::Breakpoints;
+use crate::debug::{Breakpoints, WatchHit, Watchpoint};
 use crate::engine::{EngineConfig, EngineKind, EngineStats};
 use crate::hart::csr::CsrEnv;
 use crate::hart::{Hart, HartSaved, HartState, Mode, irq, mstatus};
 use crate::interp::{Bus, Interp, RunEnd};
 use crate::io::{HaltReason, Input, Output, OutputKind};
+use crate::mmu;
 use crate::offload::Offloads;
 use crate::ram::{GuestRam, OutsideRam, PAGE_SHIFT, PAGE_SIZE, RAM_BASE, SnapshotPage};
 use crate::sbi::{self, SbiRequest};
@@ -58,6 +59,15 @@ pub enum Exit {
     Breakpoint {
         /// The hart.
         hart: u8,
+    },
+    /// Stands behind an instruction that accessed a watched place, or that made a device write to one.
+    Watchpoint {
+        /// The hart.
+        hart: u8,
+        /// Guest physical address of the first watched byte that was accessed.
+        gpa: u64,
+        /// Whether it was written.
+        is_write: bool,
     },
 }
 
@@ -186,6 +196,7 @@ impl Machine {
 
     /// Back to power-on; icount and guest time go on.
     fn reset(&mut self) {
+        let hit = self.ram.take_watch_hit();
         self.ram.clear();
         self.board.reset();
         // Translations and permissions of the harts before them are not those of the new ones.
@@ -193,6 +204,7 @@ impl Machine {
         if let Err(e) = self.boot() {
             self.halted = Some(HaltReason::GuestFault { reason: format!("reset failed: {e}") });
         }
+        self.ram.put_watch_hit(hit);
     }
 
     /// The configuration it was made with.
@@ -341,6 +353,27 @@ impl Machine {
         self.is_at_breakpoint(h).then_some(self.harts[h].id)
     }
 
+    /// The guest physical address that a hart has at a virtual one, as fetches see it: no permission but the valid bit is
+    /// looked at, and nothing changes, no accessed bit either.
+    #[must_use]
+    pub fn debug_translate(&self, hart: usize, va: u64) -> Option<u64> {
+        let hart = self.harts.get(hart)?;
+        let satp = if hart.mode == Mode::Machine { 0 } else { hart.csr.satp };
+        mmu::peek(&self.ram, satp, va)
+    }
+
+    /// Has runs stop behind accesses to these places, and to no others.
+    pub fn set_watchpoints(&mut self, points: &[Watchpoint]) {
+        self.ram.set_watchpoints(points);
+        self.interp.drop_translations();
+    }
+
+    /// The first write to a watched place that a device made since the last call or the last run: what [`Self::apply`] came
+    /// to, which no run tells of.
+    pub fn take_watch_hit(&mut self) -> Option<WatchHit> {
+        self.ram.take_watch_hit()
+    }
+
     /// Has runs stop before instructions at these virtual addresses, and at no others.
     pub fn set_breakpoints(&mut self, virtual_addresses: &BTreeSet<u64>) {
         if self.breaks.set(virtual_addresses) {
@@ -367,6 +400,7 @@ impl Machine {
     /// thousand steps.
     pub fn run(&mut self, until: u64, stop: &AtomicBool) -> Exit {
         let start = self.icount;
+        self.ram.put_watch_hit(None);
         loop {
             if self.halted.is_some() {
                 return Exit::Halted;
@@ -399,8 +433,13 @@ impl Machine {
             }
             let turn = if self.harts.len() > 1 { self.turn_left } else { u64::MAX };
             let budget = (until - self.icount).min(turn).min(self.steps_to_timer(h));
-            if self.run_hart(h, budget, stop) == RunEnd::Breakpoint {
-                return Exit::Breakpoint { hart: self.harts[h].id };
+            let end = self.run_hart(h, budget, stop);
+            let hart = self.harts[h].id;
+            if let Some(WatchHit { gpa, is_write }) = self.ram.take_watch_hit() {
+                return Exit::Watchpoint { hart, gpa, is_write };
+            }
+            if end == RunEnd::Breakpoint {
+                return Exit::Breakpoint { hart };
             }
             if self.outputs.iter().any(|o| o.kind.is_urgent()) {
                 return Exit::Output;
@@ -565,6 +604,7 @@ impl Machine {
         self.clock = saved.clock;
         self.halted.clone_from(&saved.halted);
         self.outputs.clear();
+        self.ram.put_watch_hit(None);
         self.interp.drop_translations();
         Ok(())
     }

@@ -100,6 +100,60 @@ pub fn translate(
     Ok(Translation { writable, ..found })
 }
 
+/// What `va` is mapped to with this value of `satp`, whatever the permissions, and without a trace: for debuggers.
+#[must_use]
+pub fn peek(ram: &GuestRam, satp: u64, va: u64) -> Option<u64> {
+    if satp >> 60 == 0 {
+        return Some(va);
+    }
+    let levels = levels(satp, va)?;
+    let mut table = root(satp);
+    for level in (0..levels).rev() {
+        let pte = ram.read_u64(pte_address(table, level, va)).ok()?;
+        if pte & PTE_V == 0 {
+            return None;
+        }
+        if pte & (PTE_R | PTE_W | PTE_X) != 0 {
+            return mapped(pte, level, va);
+        }
+        table = pte_ppn(pte) << PAGE_SHIFT;
+    }
+    None
+}
+
+/// Levels of the tables; `None` when `va` is not an address at all.
+fn levels(satp: u64, va: u64) -> Option<u32> {
+    let levels: u32 = if satp >> 60 == 9 { 4 } else { 3 };
+    let sign = (va as i64) >> (PAGE_SHIFT + 9 * levels - 1);
+    (sign == 0 || sign == -1).then_some(levels)
+}
+
+fn root(satp: u64) -> u64 {
+    (satp & ((1 << 44) - 1)) << PAGE_SHIFT
+}
+
+fn pte_address(table: u64, level: u32, va: u64) -> u64 {
+    let index = va >> (PAGE_SHIFT + 9 * level) & 0x1ff;
+    table + index * 8
+}
+
+fn pte_ppn(pte: u64) -> u64 {
+    pte >> 10 & ((1 << 44) - 1)
+}
+
+/// What a leaf PTE maps `va` to; `None` when it is not one that this level can have.
+fn mapped(pte: u64, level: u32, va: u64) -> Option<u64> {
+    // Bits of the PPN that come from the address, and what must stand in their place.
+    let (low, expected) = match (pte & PTE_N != 0, level) {
+        (false, _) => ((1u64 << (9 * level)) - 1, 0),
+        (true, 0) => (NAPOT_MASK, NAPOT_64K),
+        (true, _) => return None,
+    };
+    let offset_mask = low << PAGE_SHIFT | ((1 << PAGE_SHIFT) - 1);
+    (pte_ppn(pte) & low == expected)
+        .then(|| pte_ppn(pte) << PAGE_SHIFT & !offset_mask | va & offset_mask)
+}
+
 fn walk(
     ram: &mut GuestRam,
     pmp: &Pmp,
@@ -107,16 +161,10 @@ fn walk(
     va: u64,
     access: Access,
 ) -> Result<Translation, Trap> {
-    let levels: u32 = if ctx.satp >> 60 == 9 { 4 } else { 3 };
-    let va_bits = PAGE_SHIFT + 9 * levels;
-    let sign = (va as i64) >> (va_bits - 1);
-    if sign != 0 && sign != -1 {
-        return Err(page_fault(access, va));
-    }
-    let mut table = (ctx.satp & ((1 << 44) - 1)) << PAGE_SHIFT;
+    let levels = levels(ctx.satp, va).ok_or(page_fault(access, va))?;
+    let mut table = root(ctx.satp);
     for level in (0..levels).rev() {
-        let index = va >> (PAGE_SHIFT + 9 * level) & 0x1ff;
-        let pte_gpa = table + index * 8;
+        let pte_gpa = pte_address(table, level, va);
         if !pmp.allows(pte_gpa, Mode::Supervisor, Access::Read) {
             return Err(access_fault(access, va));
         }
@@ -130,7 +178,7 @@ fn walk(
                 return Err(page_fault(access, va));
             }
             ram.mark_page_table(pte_page, TableUse::OTHER);
-            table = (pte >> 10 & ((1 << 44) - 1)) << PAGE_SHIFT;
+            table = pte_ppn(pte) << PAGE_SHIFT;
             continue;
         }
         let gpa = leaf(pte, level, ctx, va, access)?;
@@ -175,16 +223,5 @@ fn leaf(pte: u64, level: u32, ctx: Context, va: u64, access: Access) -> Result<u
         Access::Write => pte & PTE_W != 0,
         Access::Execute => pte & PTE_X != 0,
     };
-    let ppn = pte >> 10 & ((1 << 44) - 1);
-    // Bits of the PPN that come from the address, and what must stand in their place.
-    let (low, expected) = match (pte & PTE_N != 0, level) {
-        (false, _) => ((1u64 << (9 * level)) - 1, 0),
-        (true, 0) => (NAPOT_MASK, NAPOT_64K),
-        (true, _) => return Err(page_fault(access, va)),
-    };
-    if !mode_allows || !allowed || ppn & low != expected {
-        return Err(page_fault(access, va));
-    }
-    let offset_mask = low << PAGE_SHIFT | ((1 << PAGE_SHIFT) - 1);
-    Ok(ppn << PAGE_SHIFT & !offset_mask | va & offset_mask)
+    mapped(pte, level, va).filter(|_| mode_allows && allowed).ok_or(page_fault(access, va))
 }

@@ -18,8 +18,10 @@
 //! a function of contents alone, whatever the order or the moment of the writes.
 
 mod snapshot;
+mod watch;
 
 use self::snapshot::History;
+use self::watch::{WATCH, Watch};
 pub use self::snapshot::{Epoch, SnapshotPage, SnapshotStep};
 
 /// Size of a guest page in bytes.
@@ -33,7 +35,7 @@ pub const RAM_BASE: u64 = 0x8000_0000;
 const CODE: u8 = 1;
 /// Page flag: not written since its hash was last taken.
 const CLEAN: u8 = 2;
-// The flags from 4 on are those of `snapshot`.
+// The flags from 4 on are those of `snapshot` and `watch`.
 
 /// Changes of PTEs that are reported one by one; more raise `translation_gen`.
 const PTE_CHANGES_MAX: usize = 16;
@@ -97,6 +99,7 @@ pub struct GuestRam {
     protect_gen: u32,
     code_written: Vec<u32>,
     history: History,
+    watch: Watch,
 }
 
 impl std::fmt::Debug for GuestRam {
@@ -144,6 +147,7 @@ impl GuestRam {
             protect_gen: 1,
             code_written: Vec::new(),
             history: History::new(pages),
+            watch: Watch::default(),
         }
     }
 
@@ -230,6 +234,7 @@ impl GuestRam {
         let page = off / PAGE_SIZE;
         if self.flags[page] != 0 {
             self.before_write(page, off % PAGE_SIZE, data.len());
+            self.note_write(off, data.len());
         }
         if self.pt_gen[page] == self.translation_gen
             && self.changes_valid_pte(off, data)
@@ -320,12 +325,12 @@ impl GuestRam {
         if flags & CLEAN != 0 {
             self.dirty.push(page as u32);
         }
-        self.flags[page] = flags & CODE;
+        self.flags[page] = flags & (CODE | WATCH);
         if flags & CODE != 0 {
             let mask = granules(start, len);
             if self.code_map[page] & mask != 0 {
                 self.code_map[page] = 0;
-                self.flags[page] = 0;
+                self.flags[page] &= !CODE;
                 self.code_written.push(page as u32);
             }
         }

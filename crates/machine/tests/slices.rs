@@ -65,7 +65,8 @@ fn run_to(m: &mut Machine, until: u64) {
                 m.apply(&Input::Clock { mtime, rate: RATE }).unwrap();
             }
             Exit::Reached | Exit::Halted => return,
-            Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {}
+            Exit::Output | Exit::Stopped => {}
+            Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
         }
     }
 }

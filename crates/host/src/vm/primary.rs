@@ -373,10 +373,11 @@ impl Primary {
             Exit::Idle if !pumping => self.wait_idle(shared),
             Exit::Idle if pumping => shared.mailbox.wait(Some(Instant::now() + PUMP_PAUSE)),
             Exit::Halted => self.tell_halt(shared),
-            // A live machine has no breakpoints.
-            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {
+            Exit::Idle | Exit::Reached | Exit::Output | Exit::Stopped => {
                 self.slow_down(shared, took)
             }
+            // Debuggers' alone.
+            Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
         }
     }
 

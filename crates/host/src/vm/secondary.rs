@@ -157,8 +157,9 @@ impl Secondary {
     fn run_to(&mut self, shared: &Shared, until: u64) -> bool {
         while self.machine.icount() < until {
             match self.machine.run(until, shared.mailbox.stop_flag()) {
-                // A live machine has no breakpoints.
-                Exit::Reached | Exit::Breakpoint { .. } => {}
+                Exit::Reached => {}
+                // Debuggers' alone.
+                Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
                 Exit::Output => self.collect(shared),
                 Exit::Stopped => return false,
                 // Off at the very step that the log runs to, as the primary is.

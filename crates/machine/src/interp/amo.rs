@@ -43,12 +43,18 @@ impl Core<'_, '_> {
             op => (old, Some(combine(op, old, operand))),
         };
         self.hart.x[usize::from(insn.rd & 63)] = result;
-        let Some(value) = store else { return Ok(Next::Plain) };
-        let bytes = value.to_le_bytes();
-        self.bus.ram.write(gpa, &bytes[..len as usize]).map_err(fault)?;
+        if let Some(value) = store {
+            let bytes = value.to_le_bytes();
+            self.bus.ram.write(gpa, &bytes[..len as usize]).map_err(fault)?;
+        }
+        // Of an AMO that is watched for both, the write is told of.
+        if !matches!(insn.op, Op::ScW | Op::ScD) {
+            self.bus.ram.note_access(gpa, len, false);
+        }
         Ok(match self.after_store() {
             Stored::Refetch => Next::Refetch,
-            Stored::Plain | Stored::Device => Next::Plain,
+            Stored::Plain => Next::Plain,
+            Stored::Attention => Next::Attention,
         })
     }
 }

@@ -44,7 +44,8 @@ impl Core<'_, '_> {
         written.map_err(|_| mmu::access_fault(Access::Write, va))?;
         Ok(match self.after_store() {
             Stored::Refetch => Next::Refetch,
-            Stored::Plain | Stored::Device => Next::Plain,
+            Stored::Plain => Next::Plain,
+            Stored::Attention => Next::Attention,
         })
     }
 

@@ -248,7 +248,7 @@ impl Core<'_, '_> {
         Ok(match self.store_slow(va, len, value)? {
             Stored::Plain => Next::Plain,
             Stored::Refetch => Next::Refetch,
-            Stored::Device => Next::Attention,
+            Stored::Attention => Next::Attention,
         })
     }
 

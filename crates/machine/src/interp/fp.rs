@@ -82,7 +82,7 @@ impl Core<'_, '_> {
         Ok(match self.store_slow(va, if insn.op == Op::Fsd { 8 } else { 4 }, v)? {
             Stored::Plain => Next::Plain,
             Stored::Refetch => Next::Refetch,
-            Stored::Device => Next::Attention,
+            Stored::Attention => Next::Attention,
         })
     }
 

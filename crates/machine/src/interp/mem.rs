@@ -203,8 +203,8 @@ pub(super) enum Stored {
     Plain,
     /// Fetch anew: code or page tables changed.
     Refetch,
-    /// A device was written.
-    Device,
+    /// End the run: a device was written, or there is something to tell of what was watched.
+    Attention,
 }
 
 fn page_of(offset: usize) -> u32 {
@@ -288,6 +288,9 @@ impl Core<'_, '_> {
     }
 
     fn fill(&mut self, va: u64, found: Second, write: bool) {
+        if self.bus.ram.is_watched(found.page) {
+            return;
+        }
         let write = write && found.writable && self.bus.ram.is_fast_writable(found.page);
         if write {
             self.bus.ram.grant_write(found.page);
@@ -296,16 +299,17 @@ impl Core<'_, '_> {
         self.hart.tables.insert(va, offset, found.readable, write);
     }
 
-    /// A load that missed the TLB, crosses a page or reads a device. The flag says that a device was read.
+    /// A load that missed the TLB, crosses a page or reads a device. The flag says that the run has to end.
     #[cold]
     pub(super) fn load_slow(&mut self, va: u64, len: u64) -> Result<(u64, bool), Trap> {
         if !fits_in_page(va, len) {
-            return self.load_across(va, len).map(|v| (v, false));
+            return self.load_across(va, len).map(|v| (v, self.bus.ram.has_watch_hit()));
         }
         let gpa = self.translate_data(va, Access::Read)?;
         let mut bytes = [0; 8];
         if self.bus.ram.read(gpa, &mut bytes[..len as usize]).is_ok() {
-            return Ok((u64::from_le_bytes(bytes), false));
+            self.bus.ram.note_access(gpa, len, false);
+            return Ok((u64::from_le_bytes(bytes), self.bus.ram.has_watch_hit()));
         }
         // Only RAM does misaligned accesses; elsewhere there is nothing to emulate them with.
         if gpa & (len - 1) != 0 {
@@ -314,7 +318,9 @@ impl Core<'_, '_> {
         let steps = self.steps - 1;
         let (board, mut ctx) = self.bus.device_ctx(steps);
         let value = board.read(gpa, len as u8, &mut ctx);
-        value.map(|v| (v, true)).map_err(|_| mmu::access_fault(Access::Read, va))
+        let value = value.map_err(|_| mmu::access_fault(Access::Read, va))?;
+        self.bus.ram.note_access(gpa, len, false);
+        Ok((value, true))
     }
 
     fn load_across(&mut self, va: u64, len: u64) -> Result<u64, Trap> {
@@ -326,6 +332,8 @@ impl Core<'_, '_> {
         let (a, b) = bytes[..len as usize].split_at_mut(first);
         self.bus.ram.read(lo, a).map_err(|_| mmu::access_fault(Access::Read, va))?;
         self.bus.ram.read(hi, b).map_err(|_| mmu::access_fault(Access::Read, next))?;
+        self.bus.ram.note_access(lo, first as u64, false);
+        self.bus.ram.note_access(hi, len - first as u64, false);
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -350,7 +358,8 @@ impl Core<'_, '_> {
         board
             .write(gpa, len as u8, masked, &mut ctx)
             .map_err(|_| mmu::access_fault(Access::Write, va))?;
-        Ok(Stored::Device)
+        self.bus.ram.note_access(gpa, len, true);
+        Ok(Stored::Attention)
     }
 
     fn store_across(&mut self, va: u64, data: &[u8]) -> Result<Stored, Trap> {
@@ -370,8 +379,11 @@ impl Core<'_, '_> {
         Ok(self.after_store())
     }
 
-    /// Looks whether a tracked store changed what is cached.
+    /// Looks whether a tracked store changed what is cached, or what is watched.
     pub(super) fn after_store(&mut self) -> Stored {
+        if self.bus.ram.has_watch_hit() {
+            return Stored::Attention;
+        }
         if self.tlb.is_stale(self.bus.ram) { Stored::Refetch } else { Stored::Plain }
     }
 

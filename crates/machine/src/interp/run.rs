@@ -272,7 +272,7 @@ impl Core<'_, '_> {
                                     idx += 1;
                                     leave_here!(Leave::Refetch)
                                 }
-                                Ok(Stored::Device) => {
+                                Ok(Stored::Attention) => {
                                     idx += 1;
                                     leave_here!(Leave::End(RunEnd::Attention))
                                 }

@@ -23,8 +23,10 @@ mod privileged;
 mod rewind;
 #[path = "../qemu_oracle/rng.rs"]
 mod rng;
+mod translation;
 #[path = "../qemu_oracle/user.rs"]
 mod user;
+mod watchpoints;
 
 use fuzz::cases::Cases;
 use fuzz::check::Guest;

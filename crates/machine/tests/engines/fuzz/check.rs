@@ -128,7 +128,8 @@ pub(crate) fn run_to(m: &mut Machine, until: u64) -> bool {
             }
             Exit::Reached => return true,
             Exit::Halted => return false,
-            Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {}
+            Exit::Output | Exit::Stopped => {}
+            Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
         }
     }
 }

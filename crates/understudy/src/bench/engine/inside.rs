@@ -63,7 +63,8 @@ fn run_on(machine: &mut Machine, steps: u64) -> anyhow::Result<()> {
                 machine.apply(&Input::Clock { mtime, rate: RATE })?;
             }
             Exit::Halted => break,
-            Exit::Reached | Exit::Output | Exit::Stopped | Exit::Breakpoint { .. } => {}
+            Exit::Reached | Exit::Output | Exit::Stopped => {}
+            Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
         }
         drop(machine.take_outputs());
     }
@@ -131,7 +132,8 @@ pub(super) fn stops(guest: &GuestFiles) -> anyhow::Result<Vec<f64>> {
                     }
                 }
                 Exit::Halted => break,
-                Exit::Reached | Exit::Output | Exit::Breakpoint { .. } => {}
+                Exit::Reached | Exit::Output => {}
+                Exit::Breakpoint { .. } | Exit::Watchpoint { .. } => {}
             }
             drop(machine.take_outputs());
         }
