@@ -5,10 +5,13 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use machine::engine::{EngineConfig, EngineKind};
 use machine::hart::{Hart, Mode, cause};
 use machine::io::Input;
+use machine::ram::RAM_BASE;
 use machine::{Exit, Machine};
 
+use crate::asm::{NOP, addi, jal};
 use crate::fuzz::check::{Guest, reference, run_to};
 use crate::rng::Rng;
 use crate::{engine, guests};
@@ -177,4 +180,70 @@ fn run_stops_where_it_should_and_is_the_run_without() {
         }
     }
     assert!(hits > 8000, "{hits} stops");
+}
+
+/// A loop of two pages, in which a register counts.
+fn looping(kind: EngineKind) -> Machine {
+    let mut m =
+        guests(1).next().unwrap().machine(EngineConfig { hot_after: 0, ..EngineConfig::new(kind) });
+    let mut code = vec![addi(5, 5, 1), addi(6, 6, 1), addi(7, 7, 1), jal(0, 0x1000 - 12)];
+    code.resize(0x400, NOP);
+    code.push(jal(0, -0x1000));
+    m.ram_mut()
+        .write(LOOP, &code.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>())
+        .unwrap();
+    let hart = &mut m.harts_mut()[0];
+    (hart.pc, hart.mode, hart.csr.mie) = (LOOP, Mode::Machine, 0);
+    hart.x[5] = 0;
+    m
+}
+
+const LOOP: u64 = RAM_BASE + 0x10_0000;
+const ROUND: u64 = 5;
+
+/// Code stops where breakpoints once were until it has done so in vain too often. Whatever it does about that, those that
+/// are there are found.
+#[test]
+fn breakpoints_of_the_past_are_forgotten_and_new_ones_found() {
+    for kind in [EngineKind::Interpreter, EngineKind::Jit] {
+        let mut m = looping(kind);
+        let never = AtomicBool::new(false);
+        let start = m.icount();
+        for round in 0..20 {
+            let at = LOOP + 4 * (round % 3);
+            m.set_breakpoints(&[at, LOOP + 0x800].into());
+            for _ in 0..3 {
+                let here = m.icount();
+                assert_eq!(m.run(u64::MAX, &never), Exit::Breakpoint { hart: 0 });
+                assert_eq!(m.harts()[0].pc, at);
+                assert!(m.icount() - here <= ROUND);
+            }
+            // None that the loop comes to, for longer than code may stop in vain.
+            m.set_breakpoints(&[LOOP + 0x800].into());
+            let until = m.icount() + 6000 * ROUND;
+            assert_eq!(m.run(until, &never), Exit::Reached);
+        }
+        assert_eq!(m.harts()[0].x[5], (m.icount() - start).div_ceil(ROUND));
+    }
+}
+
+#[test]
+fn breakpoints_that_come_back_cost_no_code() {
+    let mut m = looping(EngineKind::Jit);
+    if m.engine() != EngineKind::Jit {
+        return;
+    }
+    let never = AtomicBool::new(false);
+    let set = [LOOP + 4, LOOP + 0x1000].into();
+    let stop = |m: &mut Machine| {
+        m.set_breakpoints(&set);
+        assert_eq!(m.run(u64::MAX, &never), Exit::Breakpoint { hart: 0 });
+        m.set_breakpoints(&BTreeSet::new());
+        m.engine_stats().blocks
+    };
+    let blocks = (0..10).map(|_| stop(&mut m)).last().unwrap();
+    assert!(blocks > 0);
+    for _ in 0..50 {
+        assert_eq!(stop(&mut m), blocks);
+    }
 }

@@ -14,7 +14,7 @@ use machine::io::Input;
 use machine::ram::RAM_BASE;
 use machine::{Exit, Machine, mmu};
 
-use crate::asm::{addi, jal, ld, s};
+use crate::asm::{addi, fld, fsd, jal, ld, s, sd};
 use crate::fuzz::check::{Guest, reference, run_to};
 use crate::fuzz::program::images;
 use crate::fuzz::report::next_instruction;
@@ -319,5 +319,39 @@ fn what_is_done_to_a_devices_register_is_told_of() {
             assert_eq!(exit, expected, "{kind}");
         }
         assert_eq!(m.icount(), 5 * driver().len() as u64 - 2);
+    }
+}
+
+#[test]
+fn either_side_of_an_access_across_pages_is_told_of() {
+    const AT: u64 = BUFFER + 0xffc;
+    let accesses =
+        [(ld(5, 8, 0), false), (sd(5, 8, 0), true), (fld(5, 8, 0), false), (fsd(5, 8, 0), true)];
+    for kind in [EngineKind::Interpreter, EngineKind::Jit] {
+        for (word, is_write) in accesses {
+            let mut m = machine_with_console(&[], kind);
+            let code = [word, jal(0, -4)].map(u32::to_le_bytes).concat();
+            m.ram_mut().write(RAM_BASE, &code).unwrap();
+            m.harts_mut()[0].x[8] = AT;
+            m.harts_mut()[0].csr.mstatus |= 3 << 13;
+            for round in 0..60 {
+                let (gpa, len) =
+                    [(AT - 1, 2), (AT + 3, 2), (AT + 4, 1), (AT + 7, 9), (AT + 8, 1)][round % 5];
+                m.set_watchpoints(&[Watchpoint { gpa, len, kind: WatchKind::Access }]);
+                let start = m.icount();
+                let exit = m.run(start + 20, &AtomicBool::new(false));
+                if gpa == AT + 8 {
+                    assert_eq!((exit, m.icount()), (Exit::Reached, start + 20));
+                } else {
+                    let gpa = gpa.max(AT);
+                    assert_eq!(
+                        exit,
+                        Exit::Watchpoint { hart: 0, gpa, is_write },
+                        "{kind} {word:#x}"
+                    );
+                    assert_eq!(m.icount() % 2, 1);
+                }
+            }
+        }
     }
 }
