@@ -152,36 +152,52 @@ impl Encoder {
     /// [`AppendError`]; nothing is written then.
     pub fn append(&mut self, record: &Record, out: &mut Vec<u8>) -> Result<LogPos, AppendError> {
         let icount = record.icount;
-        let delta = icount
-            .checked_sub(self.end.icount)
-            .ok_or(AppendError::IcountDecreased { icount, end: self.end })?;
-        let len = match &record.entry {
-            Entry::Input(Input::NetRx { packet: data, .. } | Input::BlkDone { data, .. })
-            | Entry::Input(
-                Input::Console { bytes: data, .. } | Input::Entropy { bytes: data, .. },
-            ) => data.len(),
-            Entry::Input(Input::Clock { .. } | Input::PowerOff)
-            | Entry::BlkReadLocal { .. }
-            | Entry::Mark
-            | Entry::Digest(_) => 0,
+        match &record.entry {
+            Entry::Input(input) => return self.append_input(icount, input, out),
+            Entry::Mark => head(out, MARK, None, self.delta(icount)?),
+            Entry::Digest(digest) => {
+                head(out, DIGEST, None, self.delta(icount)?);
+                out.extend_from_slice(&digest.to_le_bytes());
+            }
+            Entry::BlkReadLocal { dev, id } => {
+                head(out, BLK_LOCAL, Some(*dev), self.delta(icount)?);
+                put_varint(out, *id);
+            }
+        }
+        Ok(self.appended(icount))
+    }
+
+    /// As [`Self::append`] of an [`Entry::Input`], without a copy of the input.
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing is written then.
+    pub fn append_input(
+        &mut self,
+        icount: u64,
+        input: &Input,
+        out: &mut Vec<u8>,
+    ) -> Result<LogPos, AppendError> {
+        let delta = self.delta(icount)?;
+        let len = match input {
+            Input::NetRx { packet: data, .. } | Input::BlkDone { data, .. } => data.len(),
+            Input::Console { bytes, .. } | Input::Entropy { bytes, .. } => bytes.len(),
+            Input::Clock { .. } | Input::PowerOff => 0,
         };
         if len > DATA_MAX {
             return Err(AppendError::TooLong { len });
         }
-        match &record.entry {
-            Entry::Mark => head(out, MARK, None, delta),
-            Entry::Digest(digest) => {
-                head(out, DIGEST, None, delta);
-                out.extend_from_slice(&digest.to_le_bytes());
-            }
-            Entry::BlkReadLocal { dev, id } => {
-                head(out, BLK_LOCAL, Some(*dev), delta);
-                put_varint(out, *id);
-            }
-            Entry::Input(input) => self.input(icount, delta, input, out),
-        }
+        self.input(icount, delta, input, out);
+        Ok(self.appended(icount))
+    }
+
+    fn delta(&self, icount: u64) -> Result<u64, AppendError> {
+        let end = self.end;
+        icount.checked_sub(end.icount).ok_or(AppendError::IcountDecreased { icount, end })
+    }
+
+    fn appended(&mut self, icount: u64) -> LogPos {
         self.end = LogPos { lsn: self.end.lsn.wrapping_add(1), icount };
-        Ok(self.end)
+        self.end
     }
 
     fn input(&mut self, icount: u64, delta: u64, input: &Input, out: &mut Vec<u8>) {

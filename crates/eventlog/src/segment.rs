@@ -161,7 +161,7 @@ impl SegmentWriter {
 }
 
 /// Consumes the bytes of a segment, in whatever pieces they come.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct SegmentReader {
     buf: Vec<u8>,
     taken: usize,

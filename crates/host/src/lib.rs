@@ -21,5 +21,7 @@ pub mod name;
 pub mod offload;
 pub mod one_line;
 mod priority;
+pub mod recording;
+pub mod snapshot;
 pub mod tap;
 pub mod vm;

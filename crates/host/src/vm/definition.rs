@@ -13,6 +13,7 @@ use super::vcpu::{DiskPort, Disks, Mail};
 use crate::config::{DiskMode, Drawn, VmConfig};
 use crate::disk::{DiskHandle, Image, OpenMode};
 use crate::one_line::one_line;
+use crate::recording::RecordOptions;
 
 /// Bytes of the seed given to the guest's kernel.
 const SEED_BYTES: usize = 64;
@@ -26,8 +27,8 @@ pub struct Definition {
     pub file: PathBuf,
     /// What it says.
     pub config: VmConfig,
-    /// Directory to record a machine into that is started on this host.
-    pub record: Option<PathBuf>,
+    /// How to record a machine that is started on this host.
+    pub record: Option<RecordOptions>,
 }
 
 impl Definition {

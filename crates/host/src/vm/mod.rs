@@ -21,8 +21,6 @@ mod packets;
 mod ports;
 mod primary;
 mod protect;
-mod record;
-pub mod replay;
 mod secondary;
 mod shared;
 mod vcpu;
@@ -40,6 +38,7 @@ use replica::{ArbiterReply, Config, Event, HostId, LinkId, NotProtected, Protect
 
 pub use self::definition::Definition;
 pub use self::engine::EngineUse;
+pub(crate) use self::engine::choose as choose_engine;
 pub(crate) use self::protect::{BULK, LOG, Preamble};
 pub use self::shared::StartOutcome;
 

@@ -25,11 +25,12 @@ use super::bulk::{RamSender, SnapshotHead};
 use super::clock::HostClock;
 use super::definition::Definition;
 use super::engine::EngineUse;
-use super::record::Recording;
 use super::shared::Shared;
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
 use crate::disk::Completion;
 use crate::one_line::one_line;
+use crate::recording::Recorder;
+use crate::snapshot::Sweep;
 
 /// Length of a slice in microseconds of host time.
 const SLICE_US: f64 = 1000.0;
@@ -50,12 +51,14 @@ pub(crate) struct Primary {
     machine: Machine,
     disks: Disks,
     encoder: Encoder,
-    recording: Recording,
+    recording: Recorder,
     bytes: Vec<u8>,
     /// Outputs that wait for the next hand-over.
     outputs: Vec<Output>,
     clock: HostClock,
     snapshot: Option<SnapshotUnderWay>,
+    /// A snapshot for a new secondary that is to follow one for the recording.
+    snapshot_next: Option<(LinkId, SnapshotUnderWay)>,
     /// What each network device's tap was told that the guest takes; nothing when it was opened.
     offloads: Vec<Offloads>,
     /// Requests that the guest was told are done before this host went live, while its own disk still had them to do.
@@ -90,11 +93,12 @@ impl Primary {
             machine,
             disks,
             encoder,
-            recording: Recording::default(),
+            recording: Recorder::default(),
             bytes: Vec::new(),
             outputs: Vec::new(),
             clock,
             snapshot: None,
+            snapshot_next: None,
             settled: BTreeSet::new(),
             digest_interval: definition.digest_interval(),
             is_stopped: false,
@@ -104,7 +108,7 @@ impl Primary {
     }
 
     /// With a recording of everything from here on.
-    pub(crate) fn recorded(self, recording: Recording) -> Self {
+    pub(crate) fn recorded(self, recording: Recorder) -> Self {
         Self { recording, ..self }
     }
 
@@ -255,9 +259,13 @@ impl Primary {
             }
             Mail::PowerOff => self.input(&Input::PowerOff, Entry::Input(Input::PowerOff)),
             Mail::Snapshot { attempt, link, sender } => {
-                self.begin_snapshot(shared, attempt, link, sender)
+                self.end_snapshot();
+                self.snapshot_next = Some((link, SnapshotUnderWay { attempt, sender }));
             }
             Mail::AbandonSnapshot { attempt } => {
+                if self.snapshot_next.as_ref().is_some_and(|(_, s)| s.attempt == attempt) {
+                    self.snapshot_next = None;
+                }
                 if self.snapshot.as_ref().is_some_and(|s| s.attempt == attempt) {
                     self.end_snapshot();
                 }
@@ -456,14 +464,8 @@ impl Primary {
         }
     }
 
-    fn begin_snapshot(
-        &mut self,
-        shared: &Shared,
-        attempt: u64,
-        link: LinkId,
-        mut sender: Box<RamSender>,
-    ) {
-        self.end_snapshot();
+    fn begin_snapshot(&mut self, shared: &Shared, link: LinkId, under_way: SnapshotUnderWay) {
+        let SnapshotUnderWay { attempt, mut sender } = under_way;
         self.collect();
         self.hand_over(shared);
         let pause = Instant::now();
@@ -496,7 +498,12 @@ impl Primary {
 
     /// Sends some pages of the snapshot under way; says whether there is more to do at once.
     fn pump_snapshot(&mut self, shared: &Shared) -> bool {
-        let Some(s) = &mut self.snapshot else { return false };
+        if Sweep::is_free(&self.machine)
+            && let Some((link, next)) = self.snapshot_next.take()
+        {
+            self.begin_snapshot(shared, link, next);
+        }
+        let Some(s) = &mut self.snapshot else { return self.recording.pump(&mut self.machine) };
         let pages = self.machine.ram().pages();
         let seen = self.machine.ram().snapshot_cursor().unwrap_or(pages);
         shared.percent.store(u64::from(seen) * 100 / u64::from(pages.max(1)), Ordering::Relaxed);

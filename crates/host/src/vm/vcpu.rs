@@ -26,11 +26,11 @@ use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
 use super::engine::{self, EngineUse};
 use super::primary::Primary;
-use super::record::Recording;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
 use crate::disk::{Completion, DiskHandle};
 use crate::one_line::one_line;
+use crate::recording::Recorder;
 
 /// What other threads tell the vCPU thread.
 #[derive(Debug)]
@@ -201,8 +201,12 @@ impl Vcpu {
         crate::huge::advise(machine.ram().bytes());
         let disks = definition.open(&self.shared, true)?;
         let recording = match &definition.record {
-            Some(dir) => Recording::start(dir, &machine).map_err(|e| one_line(&e))?,
-            None => Recording::default(),
+            Some(options) => {
+                let mut options = options.clone();
+                options.about.engine = machine.engine().to_string();
+                Recorder::start(options, &mut machine).map_err(|e| one_line(&e))?
+            }
+            None => Recorder::default(),
         };
         Ok(Primary::fresh(machine, disks, definition).recorded(recording))
     }

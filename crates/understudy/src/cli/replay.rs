@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use host::one_line::one_line;
-use host::vm::replay::{ReplayEnd, ReplayOptions, replay};
+use host::recording::{ReplayEnd, ReplayOptions, replay};
 use machine::engine::EngineKind;
 
 use super::terminal::show;
@@ -40,6 +40,7 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         slice: args.slice,
         drop_caches_every: args.drop_caches_every,
         engine: args.engine,
+        until: None,
     };
     let console = |bytes: &[u8]| {
         if !args.verify {
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         say(&engine_line(&replayed.engine));
     }
     match replayed.end {
-        ReplayEnd::Whole => Ok(ExitCode::SUCCESS),
-        end => Err(failure(1, end.to_string())),
+        Some(ReplayEnd::Whole) | None => Ok(ExitCode::SUCCESS),
+        Some(end) => Err(failure(1, end.to_string())),
     }
 }

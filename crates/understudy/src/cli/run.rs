@@ -13,6 +13,7 @@ use host::config::{
     ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
+use host::recording::{About, RecordLimit, RecordOptions, parse_duration};
 use host::vm::{Definition, Env, StartOutcome, Vm};
 use machine::engine::EngineKind;
 use machine::io::HaltReason;
@@ -59,9 +60,15 @@ pub(crate) struct RunArgs {
     /// Say at the end what the engine had in memory and has done.
     #[arg(long)]
     stats: bool,
-    /// Record the run into a new directory, for `understudy replay`.
+    /// Record the run into a new directory, for `understudy replay` and `understudy debug`.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
+    /// Keep no more of the recording than this, of the latest: a size on the disk (2G) or a time (10m).
+    #[arg(long, value_name = "SIZE|TIME", requires = "record")]
+    record_limit: Option<RecordLimit>,
+    /// Time between snapshots in a recording, from which replays can begin; 0s: none but those that a limit needs.
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "record", value_parser = parse_duration)]
+    snapshot_interval: Duration,
     /// Time between the digests in a recording; 0: none but the last.
     #[arg(long, value_name = "MS", default_value_t = 1000, requires = "record")]
     digest_interval: u32,
@@ -129,7 +136,19 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         },
     };
     config.check().map_err(usage)?;
-    Ok(Definition { text: String::new(), file: PathBuf::new(), config, record: args.record })
+    let about = About {
+        vm: config.name.clone(),
+        host: super::host_name(),
+        build: super::BUILD.to_owned(),
+        ..About::default()
+    };
+    let record = args.record.map(|dir| RecordOptions {
+        dir,
+        limit: args.record_limit,
+        snapshot_interval: args.snapshot_interval,
+        about,
+    });
+    Ok(Definition { text: String::new(), file: PathBuf::new(), config, record })
 }
 
 /// Runs the VM until it powers off or is stopped; the exit status is the guest's.

@@ -1,0 +1,210 @@
+//! Takes a snapshot of a machine that runs on.
+//!
+//! # Place
+//! The thread that owns the machine begins a [`Sweep`] and calls [`Sweep::pump`] after each slice. A thread of the
+//! sweep's own compresses and writes; disks, where a snapshot has any, give it their chunks through [`DiskItems`].
+//!
+//! # Invariants
+//! INV-SNAPSHOT-3: what the queue does not take waits here, as do pages saved before a write.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use machine::Machine;
+use machine::ram::{Epoch, GuestRam, SnapshotStep};
+
+use super::{SnapshotHead, SnapshotId, SnapshotItem, SnapshotWriter};
+use crate::disk::copy::{ChunkSink, CopyItem, Refused};
+use crate::one_line::one_line;
+
+/// Pieces that wait for the writer.
+const QUEUE_ITEMS: usize = 16;
+/// Pages in a piece.
+const PAGES_PER_ITEM: usize = 128;
+/// Pages that are looked at after a slice.
+const LOOKS_PER_SLICE: u32 = 4096;
+/// Pieces handed over after a slice.
+const ITEMS_PER_SLICE: usize = 4;
+
+/// What goes to the writer.
+#[derive(Debug)]
+enum Piece {
+    Item(SnapshotItem),
+    /// All of the machine, or of a disk.
+    End,
+    Failed(String),
+}
+
+/// A snapshot that is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) id: SnapshotId,
+    pub(crate) path: PathBuf,
+    /// Length of the file.
+    pub(crate) bytes: u64,
+    pub(crate) pages: u64,
+    /// When the machine was in that state, to build the next snapshot on.
+    pub(crate) epoch: Epoch,
+}
+
+/// A snapshot that is being taken.
+#[derive(Debug)]
+pub(crate) struct Sweep {
+    queue: Option<SyncSender<Piece>>,
+    waiting: Option<Piece>,
+    epoch: Epoch,
+    thread: Option<JoinHandle<Result<(u64, u64), String>>>,
+    id: SnapshotId,
+    path: PathBuf,
+}
+
+/// Gives a disk's chunks to a snapshot.
+#[derive(Debug)]
+pub(crate) struct DiskItems {
+    dev: u8,
+    queue: SyncSender<Piece>,
+}
+
+impl ChunkSink for DiskItems {
+    fn offer(&mut self, item: CopyItem) -> Result<(), Refused> {
+        let piece = match &item {
+            CopyItem::Chunk { index, data } => {
+                let data = Some(data.clone());
+                Piece::Item(SnapshotItem::Chunk { dev: self.dev, index: *index, data })
+            }
+            CopyItem::Zero { index } => {
+                Piece::Item(SnapshotItem::Chunk { dev: self.dev, index: *index, data: None })
+            }
+            CopyItem::End { .. } => Piece::End,
+            CopyItem::Failed { reason } => Piece::Failed(reason.clone()),
+        };
+        self.queue.try_send(piece).map_err(|e| match e {
+            TrySendError::Full(_) => Refused::Full(item),
+            TrySendError::Disconnected(_) => Refused::Gone,
+        })
+    }
+}
+
+impl Sweep {
+    /// Arms the machine's memory and starts the writer: from here on the snapshot is of this very moment. What has not
+    /// changed since `base`, the state that `head.parent` is of, is left out. A sweep under way must not be disturbed:
+    /// [`Self::is_free`] says when.
+    ///
+    /// # Errors
+    /// The writer's thread could not be started.
+    pub(crate) fn begin(
+        machine: &mut Machine,
+        head: SnapshotHead,
+        base: Option<Epoch>,
+        path: PathBuf,
+    ) -> std::io::Result<Self> {
+        let (queue, pieces) = sync_channel(QUEUE_ITEMS);
+        let id = head.id;
+        let parts = 1 + head.disks.len();
+        let target = path.clone();
+        let write = move || write(&head, &target, &pieces, parts);
+        let thread = std::thread::Builder::new().name("snapshot".to_owned()).spawn(write)?;
+        let epoch = machine.ram_mut().arm_snapshot(base);
+        Ok(Self { queue: Some(queue), waiting: None, epoch, thread: Some(thread), id, path })
+    }
+
+    /// Whether no other snapshot of this machine is under way.
+    pub(crate) fn is_free(machine: &Machine) -> bool {
+        machine.ram().snapshot_cursor().is_none()
+    }
+
+    /// Where the chunks of a disk of the snapshot go, until [`Self::pump`] has said that there is no more to do.
+    pub(crate) fn disk(&self, dev: u8) -> Option<DiskItems> {
+        self.queue.clone().map(|queue| DiskItems { dev, queue })
+    }
+
+    /// Hands over some pages; false when all of them are, or nobody takes any.
+    pub(crate) fn pump(&mut self, ram: &mut GuestRam) -> bool {
+        let mut budget = LOOKS_PER_SLICE;
+        for _ in 0..ITEMS_PER_SLICE {
+            let Some(queue) = &self.queue else { return false };
+            let Some(piece) = self.waiting.take().or_else(|| next_piece(ram, &mut budget)) else {
+                return true;
+            };
+            let is_end = matches!(piece, Piece::End);
+            match queue.try_send(piece) {
+                Ok(()) if is_end => self.queue = None,
+                Ok(()) => {}
+                Err(TrySendError::Full(piece)) => {
+                    self.waiting = Some(piece);
+                    return true;
+                }
+                Err(TrySendError::Disconnected(_)) => {
+                    ram.disarm_snapshot();
+                    self.queue = None;
+                }
+            }
+        }
+        self.queue.is_some()
+    }
+
+    /// Gives it up; nothing is left of it.
+    pub(crate) fn abandon(mut self, ram: &mut GuestRam) {
+        if self.queue.take().is_some() {
+            ram.disarm_snapshot();
+        }
+        // It was wanted by nobody any more.
+        drop(self.join());
+    }
+
+    /// How it ended, once it has; asked until then.
+    pub(crate) fn outcome(&mut self) -> Option<Result<Taken, String>> {
+        if self.thread.as_ref().is_none_or(|thread| thread.is_finished()) {
+            return Some(self.join());
+        }
+        None
+    }
+
+    /// Waits for the writer.
+    pub(crate) fn join(&mut self) -> Result<Taken, String> {
+        let written = self.thread.take().map(JoinHandle::join);
+        let (bytes, pages) = match written {
+            Some(Ok(written)) => written?,
+            Some(Err(_)) | None => return Err("the snapshot's writer is gone".to_owned()),
+        };
+        Ok(Taken { id: self.id, path: self.path.clone(), bytes, pages, epoch: self.epoch })
+    }
+}
+
+/// The next pages, or the end; none when enough were looked at for now.
+fn next_piece(ram: &mut GuestRam, budget: &mut u32) -> Option<Piece> {
+    let mut pages = Vec::new();
+    while pages.len() < PAGES_PER_ITEM {
+        match ram.next_snapshot_page(budget) {
+            SnapshotStep::Page(page) => pages.push((page.page, page.data)),
+            SnapshotStep::OutOfBudget => break,
+            SnapshotStep::Done if pages.is_empty() => return Some(Piece::End),
+            SnapshotStep::Done => break,
+        }
+    }
+    (!pages.is_empty()).then_some(Piece::Item(SnapshotItem::Pages(pages)))
+}
+
+fn write(
+    head: &SnapshotHead,
+    path: &std::path::Path,
+    pieces: &Receiver<Piece>,
+    parts: usize,
+) -> Result<(u64, u64), String> {
+    let mut writer = SnapshotWriter::create(path, head).map_err(|e| one_line(&e))?;
+    let mut ended = 0;
+    while ended < parts {
+        match pieces.recv_timeout(Duration::from_secs(3600)) {
+            Ok(Piece::Item(item)) => writer.item(&item).map_err(|e| one_line(&e))?,
+            Ok(Piece::End) => ended += 1,
+            Ok(Piece::Failed(reason)) => return Err(reason),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err("it was given up".to_owned()),
+        }
+    }
+    let pages = writer.pages();
+    let bytes = writer.finish().map_err(|e| one_line(&e))?;
+    Ok((bytes, pages))
+}
