@@ -354,12 +354,17 @@ impl Machine {
     }
 
     /// The guest physical address that a hart has at a virtual one, as fetches see it: no permission but the valid bit is
-    /// looked at, and nothing changes, no accessed bit either.
+    /// looked at, and nothing changes, no accessed bit either. Who stops in firmware, where addresses are physical, wants to
+    /// find the supervisor's all the same: in M-mode what is not RAM is looked up as in S-mode first.
     #[must_use]
     pub fn debug_translate(&self, hart: usize, va: u64) -> Option<u64> {
         let hart = self.harts.get(hart)?;
-        let satp = if hart.mode == Mode::Machine { 0 } else { hart.csr.satp };
-        mmu::peek(&self.ram, satp, va)
+        if hart.mode != Mode::Machine {
+            return mmu::peek(&self.ram, hart.csr.satp, va);
+        }
+        let is_ram = self.ram.offset(va, 1).is_some();
+        let found = if is_ram { None } else { mmu::peek(&self.ram, hart.csr.satp, va) };
+        Some(found.unwrap_or(va))
     }
 
     /// Has runs stop behind accesses to these places, and to no others.

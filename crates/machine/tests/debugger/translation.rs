@@ -87,7 +87,9 @@ fn pages_of_all_sizes_are_found() {
     assert_eq!(m.debug_translate(0, 1 << 50), Some(1 << 50));
     m = machine(8);
     m.harts_mut()[0].mode = Mode::Machine;
-    assert_eq!(m.debug_translate(0, 0x6000), Some(0x6000));
+    for (va, gpa) in [(0x6000, 0x6000), (0x5123, CODE + 0x3123), (CODE, CODE), (1 << 50, 1 << 50)] {
+        assert_eq!(m.debug_translate(0, va), Some(gpa), "in M-mode: {va:#x}");
+    }
 }
 
 /// The state after some steps in which the accessed bit of the page at 0x5000 is set.
