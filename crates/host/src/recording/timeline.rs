@@ -44,12 +44,13 @@ const JUMP_STEPS: u64 = 500_000_000;
 /// A step of a hart that does not come in so many steps of the machine is looked for in bigger ones.
 const SINGLE_STEPS_MAX: u64 = 65_536;
 
-/// Memory that is watched, in the address space of a hart.
+/// Memory that is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watch {
-    /// The hart through whose page tables the address is looked up, each time that the machine is resumed.
-    pub hart: usize,
-    /// Virtual address.
+    /// The hart through whose page tables the address is looked up, each time that the machine is resumed; none: it is
+    /// physical.
+    pub hart: Option<usize>,
+    /// Its address.
     pub va: u64,
     /// Length in bytes.
     pub len: u64,
@@ -78,7 +79,7 @@ pub enum Stop {
     Watchpoint {
         /// The hart that ran.
         hart: usize,
-        /// Virtual address, as it was given.
+        /// Its address, as it was given.
         va: u64,
         /// Which accesses it was for.
         kind: WatchKind,
@@ -121,21 +122,14 @@ impl std::fmt::Debug for Kept {
     }
 }
 
-/// Keeps the UART's output, once.
+/// What the guest wrote to its UART, by the step that wrote it, as far as that was run.
 #[derive(Debug, Default)]
-struct Console {
-    bytes: Vec<u8>,
-    /// Step up to which it is known.
-    until: u64,
-}
+struct Console(BTreeMap<u64, Vec<u8>>);
 
 impl Observer for Console {
     fn output(&mut self, _: u64, output: &Output) {
-        if output.icount > self.until {
-            self.until = output.icount;
-            if let OutputKind::Console { dev: 0, bytes } = &output.kind {
-                self.bytes.extend_from_slice(bytes);
-            }
+        if let OutputKind::Console { dev: 0, bytes } = &output.kind {
+            self.0.entry(output.icount).or_insert_with(|| bytes.clone());
         }
     }
 
@@ -256,9 +250,10 @@ impl Timeline {
         self.watches = watches;
     }
 
-    /// The UART's output of steps that were run for the first time, since the last call.
-    pub fn take_console(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.console.bytes)
+    /// What the guest wrote to its UART up to here, as far as that was run since the recording was opened.
+    #[must_use]
+    pub fn console(&self) -> Vec<u8> {
+        self.console.0.range(..=self.icount()).flat_map(|(_, bytes)| bytes).copied().collect()
     }
 
     /// States that the machine can be taken back to.
@@ -431,7 +426,10 @@ impl Timeline {
             };
             let pieces = std::iter::from_fn(next).take(1024);
             pieces.filter_map(move |(va, len)| {
-                let gpa = self.machine().debug_translate(watch.hart, va)?;
+                let gpa = match watch.hart {
+                    Some(hart) => self.machine().debug_translate(hart, va)?,
+                    None => va,
+                };
                 Some((watch, Watchpoint { gpa, len, kind: watch.kind }))
             })
         })

@@ -169,7 +169,7 @@ fn last_write_to_watched_memory_is_found() {
     let never = AtomicBool::new(false);
     let mut timeline = Timeline::open(&dir, None).unwrap();
     let va = 0x8020_0000 + 0x1000;
-    timeline.set_watchpoints(vec![Watch { hart: 0, va, len: 8, kind: WatchKind::Write }]);
+    timeline.set_watchpoints(vec![Watch { hart: Some(0), va, len: 8, kind: WatchKind::Write }]);
     timeline.goto(50_000, &never);
     let value = timeline.machine().ram().read_u64(va).unwrap();
     assert_ne!(value, 0);
