@@ -396,6 +396,40 @@ mod tests {
     }
 
     #[test]
+    fn stops_are_forgotten_when_they_were_in_vain_and_tables_hear_of_it() {
+        let mut jit = jit(4, 1 << 20);
+        let page = [0x01u8, 0x00].repeat(HALFWORDS); // c.nop
+        let stops = |offset| {
+            let mut stops = Stops::default();
+            stops.insert(offset);
+            stops
+        };
+        let mut tables = Tables::new();
+        tables.sync_stops(1, [0x5000].into_iter());
+        jit.translate(0, &page, 0, Some(&stops(8)));
+        let known = jit.entry(0, 8);
+        assert!(known.is_some(), "a block begins at a stop");
+        jit.sync(&mut tables);
+        jit.map(&mut tables, 0x5000, 0);
+        assert_eq!(jit.stops_at(&tables, 0x5008), Some(0));
+        assert_eq!(jit.stops_at(&tables, 0x500a), None);
+        jit.require_stops(0, &stops(8));
+        assert_eq!(jit.entry(0, 8), known, "the same again changes nothing");
+        for _ in 0..VAIN_MAX {
+            assert_eq!(jit.stops_at(&tables, 0x5008), Some(0));
+            jit.stopped_in_vain(0, Some(&stops(16)));
+        }
+        assert_eq!(jit.entry(0, 8), None);
+        jit.sync(&mut tables);
+        assert_eq!(jit.find(&tables, 0x5000), Found::Unmapped, "another address may need more");
+        jit.map(&mut tables, 0x5000, 0);
+        assert_eq!(jit.stops_at(&tables, 0x5008), None);
+        assert_eq!(jit.stops_at(&tables, 0x5010), Some(0));
+        tables.sync_stops(2, std::iter::empty());
+        assert_eq!(jit.stops_at(&tables, 0x5010), None);
+    }
+
+    #[test]
     fn tables_take_no_more_memory_than_code() {
         let code_bytes = 1 << 20;
         let mut jit = jit(4096, code_bytes);

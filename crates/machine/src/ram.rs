@@ -13,6 +13,8 @@
 //!   reported in `pte_changes` when no other translation depends on it.
 //! - INV-RAM-5: tracking state never influences contents, counts or the digest.
 //!
+//! and those of `snapshot` (INV-HISTORY) and `watch` (INV-WATCH).
+//!
 //! # Determinism
 //! The digest is the wrapping sum over all pages of a hash of (page number, contents), an all-zero page counting 0:
 //! a function of contents alone, whatever the order or the moment of the writes.

@@ -4,9 +4,9 @@
 //! Armed and read by the machine's thread between two runs. [`GuestRam::before_write`] feeds both.
 //!
 //! # Invariants
-//! - INV-SNAPSHOT-1: `written[p]` is at least the epoch after whose arming page `p` was first written, for the latest
+//! - INV-HISTORY-1: `written[p]` is at least the epoch after whose arming page `p` was first written, for the latest
 //!   arming before that write; a page without [`OLD`] was written since the latest arming.
-//! - INV-SNAPSHOT-2: while there is an undo log, a page without [`UNDO`] is in it, with the contents of its start.
+//! - INV-HISTORY-2: while there is an undo log, a page without [`UNDO`] is in it, with the contents of its start.
 //!
 //! # Determinism
 //! Nothing of this is in a digest or a saved machine. An [`Epoch`] means something for the RAM alone that it was made by.

@@ -74,7 +74,10 @@ fn breakpoints(trace: &Trace, from: u64, rng: &mut Rng) -> BTreeSet<u64> {
     for _ in 0..rng.below(6) {
         let span = rng.pick(&[20, 300, STEPS]);
         let at = (from + rng.below(span)) as usize % trace.len();
-        if let Some((_, pc)) = trace[at] {
+        // At the end of a page there may be an instruction that ends on the next one.
+        let mut ends = trace[at..].iter().flatten().filter(|step| step.1 & 0xfff == 0xffe);
+        let end = if rng.one_in(4) { ends.next().copied() } else { None };
+        if let Some((_, pc)) = end.or(trace[at]) {
             let other = rng.pick(&[0x1000, 0x10_0000, 2, 4, 1 << 40]);
             set.insert(if rng.one_in(4) { pc.wrapping_add(other) } else { pc });
         }
@@ -90,6 +93,8 @@ struct Compared<'a> {
     reference: Machine,
     set: BTreeSet<u64>,
     hits: u64,
+    /// Those of instructions of four bytes at the end of a page.
+    straddling: u64,
 }
 
 impl Compared<'_> {
@@ -115,6 +120,11 @@ impl Compared<'_> {
                 assert_eq!(self.expected(at), Some(hart), "{name}");
                 assert_eq!(self.m.breakpoint_ahead(), Some(hart), "{name}");
                 self.hits += 1;
+                let pc = self.m.harts()[usize::from(hart)].pc;
+                let low =
+                    self.m.debug_translate(hart.into(), pc).map(|gpa| self.m.ram().read_u16(gpa));
+                let is_long = matches!(low, Some(Ok(low)) if low & 3 == 3);
+                self.straddling += u64::from(is_long && pc & 0xfff == 0xffe);
             }
             Exit::Idle => {
                 if let Some(mtime) = self.m.next_timer() {
@@ -142,10 +152,12 @@ impl Compared<'_> {
     }
 }
 
-/// Runs a program with breakpoints that come and go; returns how often it stopped at one.
-fn stop_and_go(guest: &dyn Guest, trace: Trace, rng: &mut Rng) -> u64 {
+/// Runs a program with breakpoints that come and go; returns how often it stopped at one, and at one that
+/// ends on the next page.
+fn stop_and_go(guest: &dyn Guest, trace: Trace, rng: &mut Rng) -> (u64, u64) {
     let (m, reference) = (guest.machine(engine(rng)), guest.machine(reference()));
-    let mut run = Compared { guest, trace, m, reference, set: BTreeSet::new(), hits: 0 };
+    let mut run =
+        Compared { guest, trace, m, reference, set: BTreeSet::new(), hits: 0, straddling: 0 };
     let end = run.trace.len() as u64;
     while run.m.icount() < end {
         let at = run.m.icount();
@@ -166,20 +178,21 @@ fn stop_and_go(guest: &dyn Guest, trace: Trace, rng: &mut Rng) -> u64 {
         }
     }
     run.compare(true);
-    run.hits
+    (run.hits, run.straddling)
 }
 
 #[test]
 fn run_stops_where_it_should_and_is_the_run_without() {
-    let mut hits = 0;
+    let (mut hits, mut straddling) = (0, 0);
     for guest in guests(12) {
         let trace = trace(&*guest);
         for round in 0..2 {
             let mut rng = Rng::new(guest.seed() ^ round << 32 ^ 0xb4ea_0000);
-            hits += stop_and_go(&*guest, trace.clone(), &mut rng);
+            let stops = stop_and_go(&*guest, trace.clone(), &mut rng);
+            (hits, straddling) = (hits + stops.0, straddling + stops.1);
         }
     }
-    assert!(hits > 8000, "{hits} stops");
+    assert!(hits > 8000 && straddling > 50, "{hits} stops, {straddling} across pages");
 }
 
 /// A loop of two pages, in which a register counts.
