@@ -32,6 +32,8 @@ enum Command {
     Run(cli::run::RunArgs),
     /// Run a recorded VM again, and compare every digest.
     Replay(cli::replay::ReplayArgs),
+    /// Look at recordings.
+    Record(cli::record::RecordArgs),
     /// Run the daemon of this host.
     Host {
         /// Its configuration.
@@ -87,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => cli::run::run(args),
         Command::Replay(args) => cli::replay::run(&args),
+        Command::Record(args) => cli::record::run(&args),
         Command::Host { config } => {
             let config =
                 host::config::HostConfig::load(&config).map_err(|e| cli::usage(e.to_string()))?;

@@ -17,6 +17,9 @@ use vmrun::{Ended, Running, guest, run_command, understudy};
 /// Fewest digests that a recording of a boot has to have for the comparison to say something.
 const DIGESTS_MIN: u64 = 20;
 
+/// The disk of a recorded guest when it is off.
+const DISK_AFTER: &str = "disk-after";
+
 /// A process that is killed when this is dropped.
 struct Busy(Child);
 
@@ -101,7 +104,7 @@ fn record_redis(work: &Path, engine: &str, harts: u8, writes: usize) -> (PathBuf
     assert!(ended.console.contains("understudy: /data is on /dev/vda"), "{}", ended.console);
     assert!(ended.console.contains(&format!(", {harts} harts")), "{}", ended.console);
     // A recording needs nothing but itself.
-    fs::remove_file(&disk).expect("the disk is there");
+    fs::rename(&disk, work.join(DISK_AFTER)).expect("the disk is there");
     (dir, ended)
 }
 
@@ -119,7 +122,7 @@ fn some_frame(log: &[u8]) -> (usize, usize) {
 }
 
 fn assert_damage_is_found(dir: &Path, whole: &Replayed) {
-    let path = dir.join("log");
+    let path = dir.join("log-00000000000000000000");
     let log = fs::read(&path).expect("the log can be read");
     let (at, len) = some_frame(&log);
     let mut flipped = log.clone();
@@ -138,6 +141,28 @@ fn assert_damage_is_found(dir: &Path, whole: &Replayed) {
     }
 }
 
+/// What a replay takes out is what the guest left on its disk and what its client said.
+fn assert_extracts(work: &Path, dir: &Path, base: &Path) {
+    let (disk, pcap) = (work.join("disk-out"), work.join("net.pcapng"));
+    let argument = |path: &Path| path.display().to_string();
+    let files = [argument(&disk), argument(base), argument(&pcap)];
+    let args = ["--disk-out", &files[0], "--disk-base", &files[1], "--net-pcap", &files[2]];
+    let whole = replay(dir, &args);
+    assert_eq!(whole.code, Some(0), "{}", whole.words);
+    let same = fs::read(&disk).expect("it was made")
+        == fs::read(work.join(DISK_AFTER)).expect("it is there");
+    assert!(same, "{}", whole.words);
+    let frames = fs::read(&pcap).expect("it was made");
+    let found = frames.windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"set"));
+    assert!(found, "{}", whole.words);
+    // A file that is there is not written over, and a disk of another size is refused.
+    let again = replay(dir, &args[..4]);
+    assert!(again.code == Some(1) && again.words.contains("disk-out"), "{}", again.words);
+    fs::remove_file(&disk).expect("it is there");
+    let other = replay(dir, &["--disk-out", &files[0], "--disk-base", &files[2]]);
+    assert!(other.code == Some(1) && other.words.contains("the recorded disk"), "{}", other.words);
+}
+
 #[test]
 fn redis_with_disk_and_network_replays_the_same_and_damage_is_found() {
     let files = guest(GuestKind::Redis);
@@ -150,6 +175,7 @@ fn redis_with_disk_and_network_replays_the_same_and_damage_is_found() {
     let whole = replay_elsewhere(&dir, "interpreter");
     assert_same(&live, &whole);
     assert_same(&live, &replay(&dir, &["--engine", "jit"]));
+    assert_extracts(work.path(), &dir, files.disk.as_ref().expect("it has one"));
     assert_damage_is_found(&dir, &whole);
 }
 

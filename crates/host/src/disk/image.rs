@@ -180,7 +180,7 @@ pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<(), Errno
     rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
-pub(super) fn write_zeroes(file: &File, offset: u64, len: u64) -> io::Result<()> {
+pub(crate) fn write_zeroes(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let zeroes = vec![0; ZERO_BLOCK_BYTES];
     let mut done = 0;
     while done < len {

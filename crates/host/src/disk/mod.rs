@@ -26,6 +26,7 @@ use std::time::Duration;
 use machine::io::{BlkOp, BlkStatus};
 
 use self::copy::{ChunkSink, Copier, CopyProgress, Step};
+pub(crate) use self::image::write_zeroes;
 pub use self::image::{Image, OpenImageError, OpenMode};
 use self::queue::Queue;
 

@@ -26,6 +26,7 @@
 
 mod cursor;
 mod dir;
+mod extract;
 mod info;
 mod limit;
 mod log_writer;
@@ -38,6 +39,7 @@ mod when;
 
 pub use self::cursor::ReplayEnd;
 pub use self::dir::{OpenRecordingError, RecordingDir, SegmentFile, SnapshotFile};
+pub use self::extract::{DiskExtract, Extract, ExtractError};
 pub use self::info::{EntryKind, KindTotals, RecordingInfo};
 pub use self::limit::{RecordLimit, parse_duration};
 pub use self::player::{Observer, Player, Ran, ReplayOptions, Replayed, play, replay};

@@ -380,7 +380,7 @@ impl Active {
         };
         let path = self.options.dir.join(snapshot_name(icount));
         let base = self.base.map(|(_, epoch)| epoch);
-        let sweep = Sweep::begin(machine, head, base, path).map_err(|e| e.to_string())?;
+        let sweep = Sweep::begin(machine, head, base, path, |_| ()).map_err(|e| e.to_string())?;
         self.sweep = Some(UnderWay { sweep, is_pumping: true });
         Ok(())
     }

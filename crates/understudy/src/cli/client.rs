@@ -45,8 +45,9 @@ pub(crate) struct StatusArgs {
     check: bool,
 }
 
+/// How data are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// For people.
     Table,
     /// For programs.
