@@ -2,14 +2,13 @@
 //!
 //! # Invariants
 //! - INV-CHAIN-1: a snapshot that was merged with its parent loads as the two of them did.
+//! - INV-CHAIN-2: of what several snapshots of a chain have, the newest counts, and nothing else is looked at.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use machine::Machine;
 use machine::config::BootImages;
-use machine::machine::MODEL_VERSION;
-use machine::ram::PAGE_SIZE;
 
 use super::file::{SnapshotError, SnapshotItem, SnapshotReader, SnapshotWriter};
 use super::{SnapshotHead, SnapshotId};
@@ -48,33 +47,110 @@ pub fn load(
     chain: &[PathBuf],
     images: BootImages,
 ) -> Result<(Machine, SnapshotHead), SnapshotError> {
-    let Some(newest) = chain.first() else {
-        return Err(SnapshotError::NotASnapshot(PathBuf::new()));
-    };
-    let head = SnapshotReader::open(newest)?.head().clone();
-    let unfit = |reason: String| SnapshotError::Unfit { path: newest.clone(), reason };
-    if head.saved.model != MODEL_VERSION {
-        let found = head.saved.model;
-        return Err(unfit(format!(
-            "it is of machine model {found}, this build has {MODEL_VERSION}"
-        )));
-    }
+    let head = head(chain)?;
+    let machine = load_as(chain, &head, images, &mut |_| Ok(()))?;
+    Ok((machine, head))
+}
+
+/// The head of the snapshot whose files are `chain`.
+///
+/// # Errors
+/// [`SnapshotError`].
+pub fn head(chain: &[PathBuf]) -> Result<SnapshotHead, SnapshotError> {
+    let newest = chain.first().ok_or_else(|| SnapshotError::NotASnapshot(PathBuf::new()))?;
+    Ok(SnapshotReader::open(newest)?.into_head())
+}
+
+/// A piece of a snapshot's disks on the way to who restores them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the disk, index of the chunk, its contents unless it is all zero; none after pieces of memory.
+    pub chunk: Option<(u8, u64, Option<Vec<u8>>)>,
+    /// Bytes of the chain's files that were read so far.
+    pub bytes_read: u64,
+}
+
+/// As [`load`], from the head of `chain`, which may have been changed. `each` gets the disks, a chunk once at most; those
+/// that it does not get are all zero.
+///
+/// # Errors
+/// [`SnapshotError`], or what `each` says.
+pub fn load_as(
+    chain: &[PathBuf],
+    head: &SnapshotHead,
+    images: BootImages,
+    each: &mut dyn FnMut(Piece) -> Result<(), SnapshotError>,
+) -> Result<Machine, SnapshotError> {
+    let path = chain.first().cloned().unwrap_or_default();
+    let unfit = |reason: String| SnapshotError::Unfit { path: path.clone(), reason };
     let mut machine = Machine::restore(&head.saved, images).map_err(|e| unfit(one_line(&e)))?;
     crate::huge::advise(machine.ram().bytes());
-    for file in chain.iter().rev() {
+    read(chain, &mut |item, bytes_read| {
+        let chunk = match item {
+            SnapshotItem::Chunk { dev, index, data } => Some((dev, index, data)),
+            SnapshotItem::Pages(pages) => {
+                for (page, data) in pages {
+                    // Memory is all zero, and no page comes twice.
+                    let Some(data) = data else { continue };
+                    machine.load_page(page, &data).map_err(|_| {
+                        unfit(format!("it has a page {page}, which its machine has not"))
+                    })?;
+                }
+                None
+            }
+        };
+        each(Piece { chunk, bytes_read })
+    })?;
+    Ok(machine)
+}
+
+/// Gives `visit` all that is in `chain`, newest first, each page and each chunk once, with the bytes read so far.
+fn read(
+    chain: &[PathBuf],
+    visit: &mut dyn FnMut(SnapshotItem, u64) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
+    let mut seen = Seen::default();
+    let mut before = 0;
+    for file in chain {
         let mut reader = SnapshotReader::open(file)?;
-        while let Some(item) = reader.next_item()? {
-            let SnapshotItem::Pages(pages) = item else { continue };
-            for (page, data) in pages {
-                let zero = [0; PAGE_SIZE];
-                let loaded = machine.load_page(page, data.as_deref().unwrap_or(&zero));
-                loaded.map_err(|_| {
-                    unfit(format!("it has a page {page}, which its machine has not"))
-                })?;
+        while let Some(mut item) = reader.next_item()? {
+            if seen.is_news(&mut item) {
+                visit(item, before + reader.offset())?;
+            }
+        }
+        before += reader.offset();
+    }
+    Ok(())
+}
+
+/// What of a snapshot is known already: pages, and chunks by disk, as sets of 64 numbers each.
+#[derive(Debug, Default)]
+struct Seen {
+    pages: BTreeMap<u32, u64>,
+    chunks: BTreeMap<(u8, u64), u64>,
+}
+
+impl Seen {
+    /// Takes from a piece what is known already, and remembers the rest; false when nothing is left of it.
+    fn is_news(&mut self, item: &mut SnapshotItem) -> bool {
+        fn put(set: &mut u64, number: u64) -> bool {
+            let bit = 1 << (number % 64);
+            let is_new = *set & bit == 0;
+            *set |= bit;
+            is_new
+        }
+        match item {
+            SnapshotItem::Pages(pages) => {
+                pages.retain(|(page, _)| {
+                    put(self.pages.entry(page / 64).or_default(), u64::from(*page))
+                });
+                !pages.is_empty()
+            }
+            SnapshotItem::Chunk { dev, index, .. } => {
+                put(self.chunks.entry((*dev, *index / 64)).or_default(), *index)
             }
         }
     }
-    Ok((machine, head))
 }
 
 /// Writes to `out` what the snapshot in `child` and its parent in `parent` are together. `out` may be `child`.
@@ -91,25 +167,17 @@ pub fn merge(parent: &Path, child: &Path, out: &Path) -> Result<u64, SnapshotErr
     let is_whole = lower.head().parent.is_none();
     let head = SnapshotHead { parent: lower.head().parent, ..upper.head().clone() };
     let mut writer = SnapshotWriter::create(out, &head)?;
-    let (mut pages, mut chunks) = (BTreeSet::new(), BTreeSet::new());
-    while let Some(item) = upper.next_item()? {
-        match &item {
-            SnapshotItem::Pages(got) => pages.extend(got.iter().map(|(page, _)| *page)),
-            SnapshotItem::Chunk { dev, index, .. } => {
-                chunks.insert((*dev, *index));
+    let mut seen = Seen::default();
+    for reader in [&mut upper, &mut lower] {
+        while let Some(mut item) = reader.next_item()? {
+            // A disk that the newer one has not is none of its machine's.
+            let is_there = match &item {
+                SnapshotItem::Pages(_) => true,
+                SnapshotItem::Chunk { dev, .. } => usize::from(*dev) < head.disks.len(),
+            };
+            if is_there && seen.is_news(&mut item) {
+                put(&mut writer, item, is_whole)?;
             }
-        }
-        put(&mut writer, item, is_whole)?;
-    }
-    while let Some(item) = lower.next_item()? {
-        match item {
-            SnapshotItem::Pages(mut got) => {
-                got.retain(|(page, _)| !pages.contains(page));
-                put(&mut writer, SnapshotItem::Pages(got), is_whole)?;
-            }
-            SnapshotItem::Chunk { dev, index, .. }
-                if chunks.contains(&(dev, index)) || usize::from(dev) >= head.disks.len() => {}
-            item @ SnapshotItem::Chunk { .. } => put(&mut writer, item, is_whole)?,
         }
     }
     writer.finish()

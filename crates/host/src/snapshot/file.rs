@@ -9,7 +9,7 @@
 //!
 //! | kind | contents |
 //! |---|---|
-//! | 1 | [`SnapshotHead`] in postcard; the first frame, and no other |
+//! | 1 | machine model `u32`, [`SnapshotHead`] in postcard; the first frame, and no other |
 //! | 2 | pages: number `u32` and 4096 bytes, any number of times |
 //! | 3 | pages that are all zero now: numbers `u32` |
 //! | 4 | a chunk of a disk: device `u8`, index `u64`, bytes |
@@ -21,6 +21,7 @@ use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use machine::machine::MODEL_VERSION;
 use machine::ram::PAGE_SIZE;
 
 use super::SnapshotHead;
@@ -68,6 +69,14 @@ pub enum SnapshotError {
         /// The file.
         path: PathBuf,
         /// Its version.
+        found: u32,
+    },
+    /// It is of another machine.
+    #[error("{} is of machine model {found}, this build has model {MODEL_VERSION}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Its model.
         found: u32,
     },
     /// Something in it is no good.
@@ -153,8 +162,9 @@ impl SnapshotWriter {
         };
         writer.put(&MAGIC)?;
         writer.put(&VERSION.to_le_bytes())?;
-        let head = postcard::to_stdvec(head).expect("a head is plain data");
-        writer.frame(HEAD, &head)?;
+        let mut contents = head.saved.model.to_le_bytes().to_vec();
+        contents.extend(postcard::to_stdvec(head).expect("a head is plain data"));
+        writer.frame(HEAD, &contents)?;
         Ok(writer)
     }
 
@@ -304,10 +314,15 @@ impl SnapshotReader {
         let offset = start.len() as u64;
         let (kind, contents, len) = read_frame(&mut file, path, offset)?;
         let damaged = SnapshotError::Damaged { path: path.into(), offset };
-        let head = match kind {
-            HEAD => postcard::from_bytes(&contents).map_err(|_| damaged)?,
-            _ => return Err(damaged),
-        };
+        if kind != HEAD || contents.len() < 4 {
+            return Err(damaged);
+        }
+        // The rest of another model's head may be something else altogether.
+        let found = u32_at(&contents, 0);
+        if found != MODEL_VERSION {
+            return Err(SnapshotError::Model { path: path.into(), found });
+        }
+        let head: SnapshotHead = postcard::from_bytes(&contents[4..]).map_err(|_| damaged)?;
         Ok(Self {
             file,
             path: path.into(),
@@ -320,10 +335,22 @@ impl SnapshotReader {
         })
     }
 
+    /// Bytes of the file that were read.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// What it is of.
     #[must_use]
     pub fn head(&self) -> &SnapshotHead {
         &self.head
+    }
+
+    /// What it is of, without the rest.
+    #[must_use]
+    pub fn into_head(self) -> SnapshotHead {
+        self.head
     }
 
     /// The file.
