@@ -140,6 +140,33 @@ impl Host {
     }
 }
 
+impl Host {
+    /// What this host's flight recorder kept replays on another engine than it was made on.
+    fn assert_flights(&self, engine: &str) {
+        let list = || {
+            let dir = self.dir.join("state").display().to_string();
+            understudy().args(["record", "list", VM, "-o", "json", "--state-dir", &dir]).output()
+        };
+        let deadline = Instant::now() + LIMIT;
+        let dir = loop {
+            let listed = list().expect("the program under test runs");
+            assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+            let all: Value = serde_json::from_slice(&listed.stdout).expect("it is JSON");
+            let whole = all["recordings"].as_array().into_iter().flatten();
+            let mut whole = whole.filter(|r| r["is_whole"] == true);
+            match whole.next().and_then(|r| r["dir"].as_str().map(PathBuf::from)) {
+                Some(dir) => break dir,
+                None => assert!(Instant::now() < deadline, "no whole recording: {all}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let args = ["replay", "--verify", "--engine", engine];
+        let replayed = understudy().args(args).arg(&dir).output().expect("it runs");
+        let words = String::from_utf8_lossy(&replayed.stderr).into_owned();
+        assert!(replayed.status.success() && words.contains("digests are as recorded"), "{words}");
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         self.die();
@@ -150,7 +177,7 @@ fn write_vm(work: &Path, files: &GuestFiles) -> PathBuf {
     let text = format!(
         "name = \"{VM}\"\nmemory = \"256M\"\nkernel = {:?}\ninitrd = {:?}\n\
          append = \"{} understudy.ip={GUEST_NET}\"\n[[disk]]\npath = {:?}\n[[net]]\nbridge = \"{BRIDGE}\"\n\
-         [protection]\ndigest_interval_ms = 50\nhosts = [\"{}\", \"{}\"]\n",
+         [protection]\ndigest_interval_ms = 50\nflight_recorder = \"8s\"\nhosts = [\"{}\", \"{}\"]\n",
         files.kernel,
         files.initrd,
         files.append,
@@ -204,6 +231,9 @@ fn serve_on(engines: [&'static str; 2]) {
         hosts.iter().for_each(Host::assert_same);
     }
     assert!(hosts[0].ask(&["stop", VM]).status.success());
+    for (host, other) in [(&hosts[0], engines[1]), (&hosts[1], engines[0])] {
+        host.assert_flights(other);
+    }
 }
 
 /// Each pair keeps two cores busy: one at a time.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use machine::config::{BootImages, DiskConfig, HARTS_MAX, MachineConfig, NetConfig, VIRTIO_SLOTS};
 use serde::{Deserialize, Deserializer};
@@ -12,6 +13,7 @@ use super::{
     problem, read_text,
 };
 use crate::name::check_name;
+use crate::recording::parse_duration;
 
 const MEMORY_BYTES_MIN: u64 = 32 << 20;
 const MEMORY_STEP_BYTES: u64 = 2 << 20;
@@ -19,6 +21,7 @@ const MEMORY_STEP_BYTES: u64 = 2 << 20;
 const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
 const APPEND_BYTES_MAX: usize = 4096;
 const DIGEST_INTERVAL_MS_DEFAULT: u32 = 1000;
+const FLIGHT_RECORDER_DEFAULT: Duration = Duration::from_secs(300);
 
 /// How a disk is kept on the hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -71,6 +74,10 @@ pub struct ProtectionSection {
     pub detection_ms: Option<u32>,
     /// Time between digests, in milliseconds; 0: none.
     pub digest_interval_ms: u32,
+    /// How much of the VM's past the secondary keeps on its host's disk, for `understudy debug`; written as `"5m"`, `"0s"`:
+    /// nothing.
+    #[serde(deserialize_with = "duration")]
+    pub flight_recorder: Duration,
 }
 
 impl Default for ProtectionSection {
@@ -80,6 +87,7 @@ impl Default for ProtectionSection {
             hosts: Vec::new(),
             detection_ms: None,
             digest_interval_ms: DIGEST_INTERVAL_MS_DEFAULT,
+            flight_recorder: FLIGHT_RECORDER_DEFAULT,
         }
     }
 }
@@ -129,6 +137,11 @@ fn one() -> u8 {
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map_err(serde::de::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map_err(serde::de::Error::custom)
 }
 
 /// What the host draws for a new machine.

@@ -43,7 +43,7 @@ pub use self::extract::{DiskExtract, Extract, ExtractError};
 pub use self::info::{EntryKind, KindTotals, RecordingInfo};
 pub use self::limit::{RecordLimit, parse_duration};
 pub use self::player::{Observer, Player, Ran, ReplayOptions, Replayed, play, replay};
-pub(crate) use self::recorder::Recorder;
+pub(crate) use self::recorder::{Recorder, unix_ms};
 pub use self::recorder::{RecordOptions, SNAPSHOT_INTERVAL_DEFAULT, StartRecordingError};
 pub use self::start::About;
 pub use self::timeline::{Checkpoint, Stop, Timeline, Watch};

@@ -183,6 +183,23 @@ impl Recorder {
         }
     }
 
+    /// Ends the recording where the last mark is, without a wait: the thread that completes it is left to itself.
+    pub(crate) fn land(&mut self, machine: &mut Machine) {
+        let Some(mut active) = self.0.take() else { return };
+        if active.sweep.as_ref().is_some_and(|under_way| under_way.is_pumping) {
+            machine.ram_mut().disarm_snapshot();
+        }
+        active.append(active.encoder.end().icount, eventlog::Entry::Mark);
+        let dir = active.options.dir.clone();
+        let complete = move || {
+            active.hand_over();
+            drop(active);
+        };
+        if let Err(e) = std::thread::Builder::new().name("landing".to_owned()).spawn(complete) {
+            stopped(&dir, &e);
+        }
+    }
+
     fn stop(&mut self, machine: &mut Machine) {
         if let Some(active) = &mut self.0
             && let Some(under_way) = active.sweep.take()
@@ -380,7 +397,7 @@ impl Active {
         };
         let path = self.options.dir.join(snapshot_name(icount));
         let base = self.base.map(|(_, epoch)| epoch);
-        let sweep = Sweep::begin(machine, head, base, path, |_| ()).map_err(|e| e.to_string())?;
+        let sweep = Sweep::begin(machine, head, base, path).map_err(|e| e.to_string())?;
         self.sweep = Some(UnderWay { sweep, is_pumping: true });
         Ok(())
     }

@@ -17,6 +17,8 @@ pub(crate) const MACHINE_FILE: &str = "machine";
 pub(crate) const IMAGE_FILES: [&str; 3] = ["bios", "kernel", "initrd"];
 
 const MAGIC: [u8; 8] = *b"UNDERREC";
+/// This build, for people who compare recordings.
+pub const BUILD: &str = concat!("understudy ", env!("CARGO_PKG_VERSION"));
 /// Version of recordings that are made.
 pub const VERSION: u32 = 2;
 const PREFIX_BYTES: usize = 12;

@@ -83,6 +83,8 @@ pub enum Stop {
         va: u64,
         /// Which accesses it was for.
         kind: WatchKind,
+        /// The step at which the machine stood before the access.
+        before: u64,
     },
     /// The hart has made its step.
     Done {
@@ -482,10 +484,11 @@ impl Timeline {
             Ran::Reached => Stop::Reached,
             Ran::Interrupted => Stop::Interrupted,
             Ran::Breakpoint { hart } => Stop::Breakpoint { hart: usize::from(hart) },
-            Ran::Watchpoint { hart, gpa, is_write, .. } => {
+            Ran::Watchpoint { hart, gpa, is_write, by_input } => {
                 let watch = self.watch_at(gpa, is_write);
                 let (va, kind) = watch.map_or((gpa, WatchKind::Access), |w| (w.va, w.kind));
-                Stop::Watchpoint { hart: usize::from(hart), va, kind }
+                let before = self.player.icount() - u64::from(!by_input);
+                Stop::Watchpoint { hart: usize::from(hart), va, kind, before }
             }
             Ran::End(how) => Stop::End { how },
         }
@@ -655,11 +658,11 @@ impl Timeline {
                     found = Some((self.player.icount(), self.stop_of(ran)));
                     self.player.pass_breakpoint();
                 }
-                Ran::Watchpoint { hart, gpa, is_write, by_input } => {
-                    // Before the instruction, or before the input, that made the access.
-                    let icount = self.player.icount() - u64::from(!by_input);
-                    let ran = Ran::Watchpoint { hart, gpa, is_write, by_input };
-                    found = Some((icount, self.stop_of(ran)));
+                ran @ Ran::Watchpoint { .. } => {
+                    let stop = self.stop_of(ran);
+                    if let Stop::Watchpoint { before, .. } = stop {
+                        found = Some((before, stop));
+                    }
                 }
                 other => return Err(self.stop_of(other)),
             }

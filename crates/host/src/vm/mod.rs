@@ -15,6 +15,7 @@ mod bulk;
 mod clock;
 mod definition;
 mod engine;
+pub mod flight;
 mod mailbox;
 mod outputs;
 mod packets;

@@ -12,7 +12,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Decoder, Encoder, Entry, LogPos, Record};
 use machine::Machine;
@@ -22,11 +22,15 @@ use replica::Event;
 
 use super::bulk::Loaded;
 use super::definition::Definition;
+use super::flight::FlightPlan;
 use super::primary::Primary;
 use super::shared::{Shared, mono_now, unix_ms};
 use super::vcpu::{Completions, Disks, WAIT_MAX, tracing, write_state};
 use crate::disk::Completion;
+use crate::recording::Recorder;
 
+/// Pause between two parts of a snapshot while there is no log to replay.
+const PUMP_PAUSE: Duration = Duration::from_micros(500);
 /// Steps replayed between two looks at the mail.
 const BURST: u64 = 2_000_000;
 
@@ -48,10 +52,13 @@ pub(crate) struct Secondary {
     /// Requests that the log has named before the own disk was done.
     settled: BTreeSet<(u8, u64)>,
     is_failed: bool,
+    /// Until it has caught up for the first time: where its flight recorder is to write.
+    flight: Option<FlightPlan>,
+    recorder: Recorder,
 }
 
 impl Secondary {
-    pub(crate) fn new(loaded: Loaded, disks: Disks) -> Self {
+    pub(crate) fn new(loaded: Loaded, disks: Disks, flight: Option<FlightPlan>) -> Self {
         let clock = ClockBase { mtime: loaded.clock.0, at: loaded.clock.1, rate: loaded.clock.2 };
         let mut secondary = Self {
             machine: loaded.machine,
@@ -65,6 +72,8 @@ impl Secondary {
             submitted: BTreeSet::new(),
             settled: BTreeSet::new(),
             is_failed: false,
+            flight,
+            recorder: Recorder::default(),
         };
         for kind in secondary.machine.outstanding() {
             secondary.submit(kind);
@@ -98,6 +107,13 @@ impl Secondary {
         }
     }
 
+    /// Starts the flight recorder: here, where the machine has caught up, it holds up nobody.
+    fn take_off(&mut self) {
+        if let Some(plan) = self.flight.take() {
+            self.recorder = plan.start(&mut self.machine);
+        }
+    }
+
     fn fail(&mut self, shared: &Shared, reason: String) {
         if !std::mem::replace(&mut self.is_failed, true) {
             tracing(shared, &format!("this replica cannot go on: {reason}"));
@@ -107,9 +123,12 @@ impl Secondary {
 
     /// Replays for a while, or waits for log.
     pub(crate) fn step(&mut self, shared: &Shared) {
-        if self.is_failed || !self.replay(shared) {
+        let is_waiting = self.is_failed || !self.replay(shared);
+        let is_pumping = self.recorder.pump(&mut self.machine);
+        if is_waiting {
             self.collect(shared);
-            shared.mailbox.wait(Some(Instant::now() + WAIT_MAX));
+            let pause = if is_pumping { PUMP_PAUSE } else { WAIT_MAX };
+            shared.mailbox.wait(Some(Instant::now() + pause));
         }
     }
 
@@ -123,6 +142,7 @@ impl Secondary {
                     Ok(Some(record)) => record,
                     Ok(None) => {
                         self.report(shared);
+                        self.take_off();
                         return false;
                     }
                     Err(e) => {
@@ -210,7 +230,10 @@ impl Secondary {
 
     fn apply(&mut self, shared: &Shared, record: Record) -> Applied {
         let input = match record.entry {
-            Entry::Mark => return Applied::Yes,
+            Entry::Mark => {
+                self.recorder.mark(record.icount);
+                return Applied::Yes;
+            }
             Entry::Digest(theirs) => return self.check_digest(shared, theirs),
             Entry::BlkReadLocal { dev, id } => {
                 // The request must have reached the disk before it is waited for.
@@ -242,6 +265,7 @@ impl Secondary {
             self.fail(shared, format!("diverged: an input of the log cannot be applied: {e}"));
             return Applied::Failed;
         }
+        self.recorder.input(record.icount, &input);
         Applied::Yes
     }
 
@@ -258,10 +282,13 @@ impl Secondary {
     fn check_digest(&mut self, shared: &Shared, theirs: u64) -> Applied {
         let ours = self.machine.digest();
         shared.digests.fetch_add(1, Ordering::Relaxed);
+        // The recording has the primary's: where it was right, a replay is told from what this replica did.
+        self.recorder.digest(self.machine.icount(), theirs);
         if ours == theirs {
             return Applied::Yes;
         }
         self.is_failed = true;
+        self.recorder.land(&mut self.machine);
         let at = self.decoder.position();
         tracing(
             shared,
@@ -293,6 +320,7 @@ impl Secondary {
         resend_after: u64,
     ) -> Primary {
         let start = mono_now();
+        self.recorder.land(&mut self.machine);
         self.collect(shared);
         shared.resend_and_announce(resend_after);
         {

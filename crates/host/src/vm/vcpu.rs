@@ -25,6 +25,7 @@ use super::Env;
 use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
 use super::engine::{self, EngineUse};
+use super::flight::FlightPlan;
 use super::primary::Primary;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
@@ -226,7 +227,8 @@ impl Vcpu {
         self.shared.define(loaded.definition.clone());
         self.shared.set_protection(&self.env, None, None);
         self.choose_engine(&mut loaded.machine);
-        let mut secondary = Secondary::new(*loaded, disks);
+        let flight = FlightPlan::of(&self.env, &loaded.definition);
+        let mut secondary = Secondary::new(*loaded, disks, flight);
         for (bytes, end) in self.early_log.drain(..) {
             secondary.push(bytes, end);
         }

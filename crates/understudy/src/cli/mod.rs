@@ -8,9 +8,6 @@ mod terminal;
 
 use std::io::Write as _;
 
-/// This build, for people who compare recordings.
-pub(crate) const BUILD: &str = concat!("understudy ", env!("CARGO_PKG_VERSION"));
-
 /// The name of this host, for people.
 pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()

@@ -1,15 +1,17 @@
-//! `understudy record`: what is in a recording.
+//! `understudy record`: what recordings there are, and what is in them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use host::one_line::one_line;
-use host::recording::{EntryKind, RecordingDir, RecordingInfo, ReplayEnd, rfc3339};
+use host::recording::{BadWhen, EntryKind, RecordingDir, RecordingInfo, ReplayEnd, When, rfc3339};
+use host::vm::flight::flights;
 
 use super::client::Format;
-use super::{failure, print};
+use super::{failure, print, say, usage};
 
 /// `record`
 #[derive(Debug, Args)]
@@ -29,14 +31,121 @@ enum RecordCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
+    /// List what this host's flight recorder has kept of a VM, as its secondary.
+    List {
+        /// The VM.
+        vm: String,
+        #[command(flatten)]
+        state_dir: StateDir,
+        /// How it is printed.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
 }
 
-/// `record info`; exit status 1 when the log is damaged or cut off, after all that is known was said.
+/// The recordings that a host's flight recorder has of a VM.
+#[derive(Debug, Args)]
+pub(crate) struct StateDir {
+    /// The daemon's directory (`state_dir` in its configuration).
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/understudy")]
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Runs the command.
 pub(crate) fn run(args: &RecordArgs) -> anyhow::Result<ExitCode> {
-    let RecordCommand::Info { dir, output } = &args.command;
+    match &args.command {
+        RecordCommand::Info { dir, output } => show_info(dir, *output),
+        RecordCommand::List { vm, state_dir, output } => list(vm, &state_dir.state_dir, *output),
+    }
+}
+
+/// A recording by its directory, or by a VM and a moment: `VM@2026-01-31T12:00:00Z`, `VM@30s` (before its end), `VM@`. With
+/// the step of the moment.
+///
+/// # Errors
+/// One line; exit status 3 when there is no such recording.
+pub(crate) fn find(target: &str, state_dir: &StateDir) -> anyhow::Result<(PathBuf, Option<u64>)> {
+    let dir = PathBuf::from(target);
+    let Some((vm, when)) = target.split_once('@').filter(|_| !dir.exists()) else {
+        return Ok((dir, None));
+    };
+    let dirs = flights(&state_dir.state_dir, vm);
+    if dirs.is_empty() {
+        let place = state_dir.state_dir.display();
+        return Err(failure(3, format!("no recording of VM {vm} under {place} on this host")));
+    }
+    let when = match when {
+        "" => When::Elapsed(Duration::ZERO),
+        text => text.parse().map_err(|e: BadWhen| usage(e.to_string()))?,
+    };
+    for dir in dirs.into_iter().rev() {
+        let Ok((_, info)) = open(&dir) else { continue };
+        let (first, last) = (info.first.icount, info.last.icount);
+        let icount = match when {
+            When::Elapsed(before_end) => {
+                let end = info.wall_ns_at(last);
+                let before = u64::try_from(before_end.as_nanos()).unwrap_or(u64::MAX);
+                info.position_at(When::Wall(end.saturating_sub(before)))
+            }
+            When::Wall(ns) if ns < info.wall_ns_at(first) => continue,
+            When::Icount(icount) if icount < first => continue,
+            When::Wall(_) | When::Icount(_) => info.position_at(when),
+        };
+        return Ok((dir, Some(icount)));
+    }
+    Err(failure(
+        3,
+        format!(
+            "the recordings of VM {vm} on this host begin later than that; see `understudy record list {vm}`"
+        ),
+    ))
+}
+
+fn open(dir: &Path) -> anyhow::Result<(Arc<RecordingDir>, RecordingInfo)> {
     let recording = RecordingDir::open(dir).map_err(|e| failure(1, one_line(&e)))?;
     let recording = Arc::new(recording);
     let info = RecordingInfo::scan(&recording).map_err(|e| failure(1, one_line(&e)))?;
+    Ok((recording, info))
+}
+
+fn list(vm: &str, state_dir: &Path, output: Format) -> anyhow::Result<ExitCode> {
+    let dirs = flights(state_dir, vm);
+    let (mut rows, mut values) = (Vec::new(), Vec::new());
+    for dir in &dirs {
+        match open(dir) {
+            Ok((recording, info)) => {
+                let (from, to) =
+                    (info.wall_ns_at(info.first.icount), info.wall_ns_at(info.last.icount));
+                let span = seconds(info.duration_ns());
+                rows.push(format!(
+                    "{}  {}  {span:>9.1} s  {}",
+                    date(from),
+                    date(to),
+                    dir.display()
+                ));
+                values.push(json(&recording, &info));
+            }
+            Err(e) => {
+                rows.push(format!("{}: {e}", dir.display()));
+                values.push(serde_json::json!({ "dir": dir, "error": e.to_string() }));
+            }
+        }
+    }
+    match output {
+        Format::Json => {
+            print(&serde_json::to_string_pretty(&serde_json::json!({ "recordings": values }))?)?;
+        }
+        Format::Table if rows.is_empty() => {
+            say(&format!("no recording of VM {vm} under {}", state_dir.display()));
+        }
+        Format::Table => print(&rows.join("\n"))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `record info`; exit status 1 when the log is damaged or cut off, after all that is known was said.
+fn show_info(dir: &Path, output: Format) -> anyhow::Result<ExitCode> {
+    let (recording, info) = open(dir)?;
     match output {
         Format::Json => print(&serde_json::to_string_pretty(&json(&recording, &info))?)?,
         Format::Table => print(&table(&recording, &info))?,

@@ -13,7 +13,7 @@ use host::config::{
     ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
-use host::recording::{About, RecordLimit, RecordOptions, parse_duration};
+use host::recording::{About, RecordLimit, RecordOptions, parse_duration, start};
 use host::vm::{Definition, Env, StartOutcome, Vm};
 use machine::engine::EngineKind;
 use machine::io::HaltReason;
@@ -139,7 +139,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
     let about = About {
         vm: config.name.clone(),
         host: super::host_name(),
-        build: super::BUILD.to_owned(),
+        build: start::BUILD.to_owned(),
         ..About::default()
     };
     let record = args.record.map(|dir| RecordOptions {

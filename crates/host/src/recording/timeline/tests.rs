@@ -174,7 +174,8 @@ fn last_write_to_watched_memory_is_found() {
     let value = timeline.machine().ram().read_u64(va).unwrap();
     assert_ne!(value, 0);
     let stop = timeline.reverse_resume(&never);
-    assert_eq!(stop, Stop::Watchpoint { hart: 0, va, kind: WatchKind::Write });
+    let before = timeline.icount();
+    assert_eq!(stop, Stop::Watchpoint { hart: 0, va, kind: WatchKind::Write, before });
     assert_eq!(timeline.machine().ram().read_u64(va).unwrap(), 0);
     assert_eq!(timeline.machine().harts()[0].pc, CODE + 0x18);
     let icount = timeline.icount();

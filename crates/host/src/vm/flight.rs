@@ -1,0 +1,96 @@
+//! The flight recorder: the last minutes of a protected VM, kept by the secondary on its own host's disk.
+//!
+//! # Place
+//! The secondary starts a recording when it has caught up, and tells it what it replays; the primary has no part in it. The
+//! recording ends when the secondary goes live, differs or is given up, and stays for `understudy debug VM@TIME`.
+//!
+//! # Invariants
+//! - INV-FLIGHT-1: going live waits for nothing here.
+//! - INV-FLIGHT-2: of each VM no more than [`FLIGHTS_MAX`] recordings are kept.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use machine::Machine;
+
+use super::Env;
+use super::definition::Definition;
+use crate::one_line::one_line;
+use crate::recording::{About, RecordLimit, RecordOptions, Recorder, rfc3339, start};
+
+/// Most recordings of a VM that are kept: of the last secondaries that this host had of it.
+pub const FLIGHTS_MAX: usize = 4;
+
+/// What a secondary is to record, and where.
+#[derive(Debug)]
+pub(crate) struct FlightPlan {
+    vm: String,
+    host: String,
+    /// The VM's recordings.
+    dir: PathBuf,
+    keep: Duration,
+}
+
+/// Where the recordings of a VM are.
+fn flights_dir(state_dir: &Path, vm: &str) -> PathBuf {
+    state_dir.join("flight").join(vm)
+}
+
+/// The recordings that this host has of a VM, oldest first: their names are the dates at which they began.
+#[must_use]
+pub fn flights(state_dir: &Path, vm: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(flights_dir(state_dir, vm)).into_iter().flatten();
+    let mut dirs: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    dirs.retain(|dir| dir.is_dir());
+    dirs.sort();
+    dirs
+}
+
+impl FlightPlan {
+    /// The plan for a VM's secondary on this host; none when its definition wants none.
+    pub(crate) fn of(env: &Env, definition: &Definition) -> Option<Self> {
+        let keep = definition.config.protection.flight_recorder;
+        (!keep.is_zero()).then(|| Self {
+            vm: definition.config.name.clone(),
+            host: env.host.clone(),
+            dir: flights_dir(&env.state_dir, &definition.config.name),
+            keep,
+        })
+    }
+
+    /// Starts to record; what prevents it is told, and concerns the VM in nothing.
+    pub(crate) fn start(self, machine: &mut Machine) -> Recorder {
+        let told = |reason: String| {
+            crate::log::line(&format!("vm {}: no flight recorder: {reason}", self.vm));
+            Recorder::default()
+        };
+        if let Err(e) = self.make_room() {
+            return told(format!("cannot use {}: {e}", self.dir.display()));
+        }
+        let now = crate::recording::unix_ms();
+        let options = RecordOptions {
+            dir: self.dir.join(rfc3339(now)),
+            limit: Some(RecordLimit::Time(self.keep)),
+            snapshot_interval: Duration::ZERO,
+            about: About {
+                vm: self.vm.clone(),
+                host: self.host.clone(),
+                build: start::BUILD.to_owned(),
+                engine: machine.engine().to_string(),
+                ..About::default()
+            },
+        };
+        Recorder::start(options, machine).unwrap_or_else(|e| told(one_line(&e)))
+    }
+
+    fn make_room(&self) -> std::io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&self.dir)?;
+        let mut dirs: Vec<PathBuf> =
+            fs::read_dir(&self.dir)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+        dirs.sort();
+        let surplus = (dirs.len() + 1).saturating_sub(FLIGHTS_MAX);
+        dirs.iter().take(surplus).try_for_each(fs::remove_dir_all)
+    }
+}
