@@ -8,12 +8,14 @@
 //! Passes --few chunks left, or too many passes--> Converged --freeze--> Frozen --all sent--> ended
 //!    \---------------------------freeze----------------------------------^
 //! ```
+//! The copy for a snapshot is frozen from the start.
 //!
 //! # Invariants
 //! - INV-COPY-1: the receiver differs from the disk at most in the chunks marked `pending`.
 //! - INV-COPY-2: once frozen, a pending chunk is saved before it is written, so what is sent is what it held at the
 //!   point of the freeze.
-//! - The guest never waits for the receiver: where the saved chunks exceed a bound, the copy fails, not the guest.
+//! - The guest never waits for the receiver of a mirror: where the saved chunks exceed a bound, the copy fails, not the
+//!   guest. For a snapshot, a write waits for room, but no longer than [`PATIENCE`].
 //!
 //! # Failure
 //! A disk that cannot be read, a sink that is gone and a receiver that is too slow end the copy; the reason is in
@@ -21,10 +23,11 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::Image;
+use super::{Image, SINK_FULL_WAIT};
 
 /// Bytes in a chunk; the last one of a disk may be shorter.
 pub const CHUNK_BYTES: u64 = 64 << 10;
@@ -34,6 +37,8 @@ const PENDING_FEW: u64 = 64;
 const PASSES_MAX: u32 = 6;
 /// Most chunks saved before a write and not yet taken by the sink (64 MiB).
 const SAVED_CHUNKS_MAX: usize = 1024;
+/// How long a write waits for the receiver of a snapshot.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Chunks read in one slice.
 const CHUNKS_PER_SLICE: u32 = 4;
 /// Chunks looked at in one slice.
@@ -144,6 +149,8 @@ pub(super) struct Copier {
     /// Chunks that the receiver may hold something else than zeroes for.
     sent: Bitmap,
     cursor: u64,
+    /// Writes wait for room rather than that the copy fails.
+    delays_writes: bool,
     /// Items ready to be offered: chunks saved before a write, and the one that the sink refused last.
     ready: VecDeque<CopyItem>,
     chunks_sent: u64,
@@ -162,11 +169,29 @@ impl Copier {
             pending: Bitmap::full(chunks),
             sent: Bitmap::empty(chunks),
             cursor: 0,
+            delays_writes: false,
             ready: VecDeque::new(),
             chunks_sent: 0,
             passes: 0,
             error: None,
         }
+    }
+
+    /// Of the contents as they are now: all of them, or the chunks in `changed`, which the receiver may hold other contents
+    /// for.
+    pub(super) fn frozen(
+        sink: Box<dyn ChunkSink>,
+        size: u64,
+        changed: Option<Bitmap>,
+        point: u64,
+    ) -> Self {
+        let mut copier = Self { delays_writes: true, ..Self::new(sink, size) };
+        if let Some(changed) = changed {
+            copier.sent = changed.clone();
+            copier.pending = changed;
+        }
+        copier.freeze(point);
+        copier
     }
 
     pub(super) fn progress(&self) -> CopyProgress {
@@ -200,15 +225,29 @@ impl Copier {
             match self.phase {
                 CopyPhase::Passes | CopyPhase::Converged => self.pending.set(index),
                 CopyPhase::Frozen if self.pending.get(index) => {
-                    if self.ready.len() >= SAVED_CHUNKS_MAX {
-                        self.fail("the receiver is too slow for the guest's writes".to_owned());
-                    } else {
+                    if self.has_room() {
                         self.take_chunk(image, index);
+                    } else {
+                        self.fail("the receiver is too slow for the guest's writes".to_owned());
                     }
                 }
                 CopyPhase::Frozen | CopyPhase::Done | CopyPhase::Failed => {}
             }
         }
+    }
+
+    /// Whether a chunk more can be saved.
+    fn has_room(&mut self) -> bool {
+        let start = Instant::now();
+        while self.ready.len() >= SAVED_CHUNKS_MAX {
+            if !self.delays_writes || start.elapsed() >= PATIENCE {
+                return false;
+            }
+            if let Some(Step::SinkFull) = self.offer_ready() {
+                std::thread::sleep(SINK_FULL_WAIT);
+            }
+        }
+        true
     }
 
     /// Sends for a while.
@@ -317,15 +356,15 @@ impl Copier {
 }
 
 /// A set of chunk indices with its size.
-#[derive(Debug)]
-struct Bitmap {
+#[derive(Debug, Clone)]
+pub(super) struct Bitmap {
     words: Vec<u64>,
     len: u64,
     ones: u64,
 }
 
 impl Bitmap {
-    fn empty(len: u64) -> Self {
+    pub(super) fn empty(len: u64) -> Self {
         let words = usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX);
         Self { words: vec![0; words], len, ones: 0 }
     }
@@ -351,7 +390,7 @@ impl Bitmap {
         self.words[word] & bit != 0
     }
 
-    fn set(&mut self, index: u64) {
+    pub(super) fn set(&mut self, index: u64) {
         let (word, bit) = Self::word(index);
         self.ones += u64::from(self.words[word] & bit == 0);
         self.words[word] |= bit;
@@ -370,7 +409,7 @@ impl Bitmap {
     }
 
     /// The first member at `from` or behind.
-    fn next(&self, from: u64) -> Option<u64> {
+    pub(super) fn next(&self, from: u64) -> Option<u64> {
         let (first, bit) = Self::word(from);
         let head = self.words.get(first)? & !(bit - 1);
         if head != 0 {

@@ -14,6 +14,7 @@
 //! A request that fails is completed with [`BlkStatus::IoErr`] and one line that names the file; the disk goes on.
 //! Dropping the handle carries out what was submitted, then ends the thread.
 
+mod changes;
 pub mod copy;
 mod image;
 pub mod mirror;
@@ -25,6 +26,8 @@ use std::time::Duration;
 
 use machine::io::{BlkOp, BlkStatus};
 
+use self::changes::Changes;
+pub use self::changes::OPENED;
 use self::copy::{ChunkSink, Copier, CopyProgress, Step};
 pub(crate) use self::image::write_zeroes;
 pub use self::image::{Image, OpenImageError, OpenMode};
@@ -63,8 +66,10 @@ pub struct DiskStatus {
     pub errors: u64,
     /// The last failure, as one line.
     pub last_error: Option<String>,
-    /// The copy under way or the last one, if any.
+    /// The copy for a mirror under way or the last one, if any.
     pub copy: Option<CopyProgress>,
+    /// The same for snapshots.
+    pub snapshot: Option<CopyProgress>,
 }
 
 #[derive(Debug)]
@@ -73,6 +78,7 @@ enum Message {
     BeginCopy { sink: Box<dyn ChunkSink> },
     FreezeCopy { point: u64 },
     AbortCopy,
+    Snapshot { sink: Box<dyn ChunkSink>, number: u32, base: Option<u32> },
     Stop,
 }
 
@@ -115,6 +121,8 @@ impl DiskHandle {
             queue: Arc::clone(&queue),
             status: Arc::clone(&status),
             copier: None,
+            changes: Changes::new(size),
+            saver: None,
         };
         let thread =
             std::thread::Builder::new().name(format!("disk{dev}")).spawn(move || worker.run())?;
@@ -158,6 +166,14 @@ impl DiskHandle {
         self.queue.push_unbounded(Message::AbortCopy);
     }
 
+    /// Gives the contents to `sink` that the disk has after every request submitted before this call and none submitted
+    /// after it, while requests go on; a snapshot under way is dropped. Only chunks that may have changed since `base`, the
+    /// number of an earlier call or [`OPENED`], if there is one. Numbers rise from call to call.
+    pub fn begin_snapshot(&self, sink: Box<dyn ChunkSink>, number: u32, base: Option<u32>) {
+        self.status.lock().snapshot = None;
+        self.queue.push_unbounded(Message::Snapshot { sink, number, base });
+    }
+
     /// What is known now.
     #[must_use]
     pub fn status(&self) -> DiskStatus {
@@ -181,7 +197,11 @@ struct Worker {
     done: Box<dyn FnMut(Completion) + Send>,
     queue: Arc<Queue<Message>>,
     status: Arc<Status>,
+    /// Copies to a mirror.
     copier: Option<Copier>,
+    changes: Changes,
+    /// Copies into a snapshot.
+    saver: Option<Copier>,
 }
 
 impl Worker {
@@ -207,6 +227,12 @@ impl Worker {
                     }
                 }
                 Some(Message::AbortCopy) => self.copier = None,
+                Some(Message::Snapshot { sink, number, base }) => {
+                    let changed = base.map(|base| self.changes.since(base));
+                    self.changes.begin(number);
+                    let size = self.image.size();
+                    self.saver = Some(Copier::frozen(sink, size, changed, u64::from(number)));
+                }
                 Some(Message::Stop) => return,
                 None => {}
             }
@@ -217,26 +243,22 @@ impl Worker {
 
     /// Copies for a while; returns how long the queue may then be waited for.
     fn copy_slice(&mut self) -> Option<Duration> {
-        let copier = self.copier.as_mut()?;
-        let step = copier.step(&self.image);
-        self.status.lock().copy = Some(copier.progress());
-        match step {
-            Step::More => Some(Duration::ZERO),
-            Step::SinkFull => Some(SINK_FULL_WAIT),
-            Step::Waiting => None,
-            Step::Ended => {
-                self.copier = None;
-                None
-            }
-        }
+        let (copy, mirror_wait) = slice(&mut self.copier, &self.image);
+        let (snapshot, snapshot_wait) = slice(&mut self.saver, &self.image);
+        let mut known = self.status.lock();
+        known.copy = copy.or(known.copy.take());
+        known.snapshot = snapshot.or(known.snapshot.take());
+        mirror_wait.into_iter().chain(snapshot_wait).min()
     }
 
     fn serve(&mut self, id: u64, op: BlkOp) {
-        if let Some(copier) = &mut self.copier
-            && let Some((offset, len)) = written_range(&op)
+        if let Some((offset, len)) = written_range(&op)
             && self.image.check_write(offset, len).is_ok()
         {
-            copier.before_write(&self.image, offset, len);
+            for copier in self.copier.iter_mut().chain(&mut self.saver) {
+                copier.before_write(&self.image, offset, len);
+            }
+            self.changes.mark(offset, len);
         }
         let result = match op {
             BlkOp::Read { offset, len } if len > READ_BYTES_MAX => {
@@ -260,6 +282,23 @@ impl Worker {
         }
         (self.done)(Completion { dev: self.dev, id, status, data, error });
     }
+}
+
+/// Goes on with a copy, if there is one; says how far it is, and how long the queue may then be waited for.
+fn slice(copier: &mut Option<Copier>, image: &Image) -> (Option<CopyProgress>, Option<Duration>) {
+    let Some(copy) = copier else { return (None, None) };
+    let step = copy.step(image);
+    let progress = copy.progress();
+    let wait = match step {
+        Step::More => Some(Duration::ZERO),
+        Step::SinkFull => Some(SINK_FULL_WAIT),
+        Step::Waiting => None,
+        Step::Ended => {
+            *copier = None;
+            None
+        }
+    };
+    (Some(progress), wait)
 }
 
 fn written_range(op: &BlkOp) -> Option<(u64, u64)> {

@@ -125,20 +125,7 @@ fn a_copy_ends_with_the_contents_at_the_freeze() {
     let path = image_file(tmp.path(), SIZE);
     let target = tmp.path().join("mirror.img");
     let (disk, done) = start(&path, OpenMode::Exclusive);
-    let mut seed = 1u64;
-    let mut next = move |n: u64| {
-        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (seed >> 33) % n
-    };
-    let mut random = |id: u64| {
-        let len = 512 * (1 + next(300));
-        let offset = 512 * next((SIZE - len) / 512 + 1);
-        match next(4) {
-            0 => BlkOp::Discard { offset, len },
-            1 => BlkOp::WriteZeroes { offset, len },
-            _ => write(offset, u8::try_from(id % 255).unwrap() + 1, usize::try_from(len).unwrap()),
-        }
-    };
+    let mut random = random_writes(SIZE);
     // Room for one item: the sink is full most of the time.
     let (tx, items) = sync_channel(1);
     let mirror = target.clone();
@@ -163,6 +150,118 @@ fn a_copy_ends_with_the_contents_at_the_freeze() {
     assert_eq!(status.copy.unwrap().chunks_pending, 0);
     drop(disk);
     assert!(std::fs::read(&path).unwrap() != at_freeze);
+}
+
+/// Random requests that write, on a disk of `size` bytes.
+fn random_writes(size: u64) -> impl FnMut(u64) -> BlkOp {
+    let mut seed = 1u64;
+    let mut next = move |n: u64| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) % n
+    };
+    move |id| {
+        let len = 512 * (1 + next(300));
+        let offset = 512 * next((size - len) / 512 + 1);
+        match next(4) {
+            0 => BlkOp::Discard { offset, len },
+            1 => BlkOp::WriteZeroes { offset, len },
+            _ => write(offset, u8::try_from(id % 255).unwrap() + 1, usize::try_from(len).unwrap()),
+        }
+    }
+}
+
+/// Writes what a snapshot has over `contents`; says how many chunks it named.
+fn overlay(items: &Receiver<CopyItem>, contents: &mut [u8], number: u64) -> usize {
+    for count in 0.. {
+        let mut put = |index: u64, data: &[u8]| {
+            let at = usize::try_from(index * CHUNK_BYTES).unwrap();
+            contents[at..at + data.len()].copy_from_slice(data);
+        };
+        match items.recv_timeout(LIMIT).unwrap() {
+            CopyItem::Chunk { index, data } => put(index, &data),
+            CopyItem::Zero { index } => put(index, &[0; CHUNK_BYTES as usize]),
+            CopyItem::End { point } => {
+                assert_eq!(point, number);
+                return count;
+            }
+            CopyItem::Failed { reason } => panic!("{reason}"),
+        }
+    }
+    0
+}
+
+#[test]
+fn snapshots_have_the_contents_at_their_moments_and_only_what_changed() {
+    const SIZE: u64 = 400 * CHUNK_BYTES;
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), SIZE);
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    let mut random = random_writes(SIZE);
+    let mut id = 0;
+    let mut submit = |count: u64| {
+        for _ in 0..count {
+            id += 1;
+            disk.submit(id, random(id));
+        }
+        disk.submit(1_000_000 + id, BlkOp::Read { offset: 0, len: u32::try_from(SIZE).unwrap() });
+        1_000_000 + id
+    };
+    // Each against an earlier one, not always the one before; a mirror is made all the while.
+    let plan = [(2, None, 200), (3, Some(2), 10), (4, Some(2), 5), (5, Some(4), 0)];
+    let (mirror, _mirror_items) = sync_channel(1);
+    let mut states: Vec<(u32, Vec<u8>)> = vec![(0, vec![0; SIZE as usize])];
+    for (number, base, writes) in plan {
+        let read = submit(writes);
+        let (tx, items) = sync_channel(1);
+        if number == 3 {
+            disk.begin_copy(Box::new(mirror.clone()));
+        }
+        disk.begin_snapshot(Box::new(tx), number, base);
+        // The guest goes on while nobody takes anything yet.
+        let later = submit(50);
+        let at_snapshot = done.iter().find(|c| c.id == read).unwrap().data;
+        let from = base.unwrap_or(0);
+        let mut contents = states.iter().find(|(n, _)| *n == from).unwrap().1.clone();
+        let named = overlay(&items, &mut contents, u64::from(number));
+        assert!(contents == at_snapshot, "snapshot {number}");
+        assert!(base.is_none() || named < 350, "{named} chunks in snapshot {number}");
+        states.push((number, contents));
+        done.iter().find(|c| c.id == later).unwrap();
+    }
+}
+
+#[test]
+fn a_slow_receiver_of_a_snapshot_holds_writes_up_and_a_stuck_one_only_for_a_while() {
+    const CHUNKS: u64 = 1200;
+    const SIZE: u64 = CHUNKS * CHUNK_BYTES;
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), SIZE);
+    let (disk, done) = start(&path, OpenMode::Exclusive);
+    let fill = |byte: u8| {
+        for i in 0..CHUNKS {
+            disk.submit(i, write(i * CHUNK_BYTES, byte, CHUNK_BYTES as usize));
+        }
+    };
+    fill(1);
+    let (tx, items) = sync_channel(1);
+    disk.begin_snapshot(Box::new(tx), 2, None);
+    let receiver = std::thread::spawn(move || {
+        // Later than the writes have filled all the room there is.
+        std::thread::sleep(Duration::from_millis(300));
+        let mut contents = vec![0; SIZE as usize];
+        overlay(&items, &mut contents, 2);
+        contents
+    });
+    fill(2);
+    assert!(receiver.join().unwrap().iter().all(|b| *b == 1));
+    let (tx, _stuck) = sync_channel(1);
+    disk.begin_snapshot(Box::new(tx), 3, None);
+    fill(3);
+    for _ in 0..3 * CHUNKS {
+        assert_eq!(done.recv_timeout(LIMIT).unwrap().status, BlkStatus::Ok);
+    }
+    let is_over = |s: &DiskStatus| s.snapshot.as_ref().is_some_and(|c| c.error.is_some());
+    assert!(wait_for(&disk, is_over).snapshot.unwrap().error.unwrap().contains("too slow"));
 }
 
 #[test]
