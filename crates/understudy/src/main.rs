@@ -7,6 +7,7 @@
 
 mod bench;
 mod cli;
+mod debug;
 mod demo;
 
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum Command {
     Replay(cli::replay::ReplayArgs),
     /// Look at recordings.
     Record(cli::record::RecordArgs),
+    /// Serve a recorded VM to GDB, forward and back.
+    Debug(cli::debug::DebugArgs),
     /// Run the daemon of this host.
     Host {
         /// Its configuration.
@@ -90,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => cli::run::run(args),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Record(args) => cli::record::run(&args),
+        Command::Debug(args) => cli::debug::run(&args),
         Command::Host { config } => {
             let config =
                 host::config::HostConfig::load(&config).map_err(|e| cli::usage(e.to_string()))?;

@@ -1,6 +1,7 @@
 //! The commands, apart from the demo.
 
 pub(crate) mod client;
+pub(crate) mod debug;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod run;
