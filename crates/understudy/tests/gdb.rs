@@ -113,13 +113,13 @@ fn forward_it_is_a_machine_like_any_other() {
 #[test]
 fn back_it_is_the_same_machine_again() {
     let recorded = Recorded::new();
-    let printed = recorded.gdb(
-        r#"
+    let [there_file, back_file] = ["there", "back"].map(|name| recorded.work.path().join(name));
+    let script = r#"
         break *{at_add_store}
         continue
         continue
         registers "there"
-        dump binary memory there 0x80000000 0x80004000
+        dump binary memory THERE 0x80000000 0x80004000
         stepi
         stepi
         stepi
@@ -133,15 +133,16 @@ fn back_it_is_the_same_machine_again() {
         reverse-continue
         reverse-continue
         registers "run back"
-        dump binary memory back 0x80000000 0x80004000
+        dump binary memory BACK 0x80000000 0x80004000
         delete
         continue
         shown "end" $icount
         reverse-continue
         shown "start" $icount
         shown "start pc" $pc
-        "#,
-    );
+        "#;
+    let script = script.replace("THERE", &there_file.display().to_string());
+    let printed = recorded.gdb(&script.replace("BACK", &back_file.display().to_string()));
     let there = section(&printed, "there");
     assert!(
         there.contains("icount") && there.contains("mstatus") && there.contains("fa2"),
@@ -151,7 +152,7 @@ fn back_it_is_the_same_machine_again() {
     assert_eq!(there, section(&printed, "stepped back"), "{printed}");
     assert_eq!(there, section(&printed, "run back"), "{printed}");
     let read = |name| fs::read(name).expect("GDB wrote it");
-    assert_eq!(read("there"), read("back"));
+    assert_eq!(read(there_file), read(back_file));
     assert_eq!(printed.matches("No more reverse-execution history").count(), 2, "{printed}");
     assert_shown(&printed, "start", &[0]);
     assert_shown(&printed, "start pc", &[recorded.label("_start")]);
