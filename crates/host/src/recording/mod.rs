@@ -46,5 +46,6 @@ pub use self::player::{Observer, Player, Ran, ReplayOptions, Replayed, play, rep
 pub(crate) use self::recorder::{Recorder, unix_ms};
 pub use self::recorder::{RecordOptions, SNAPSHOT_INTERVAL_DEFAULT, StartRecordingError};
 pub use self::start::About;
+pub(crate) use self::start::image_hashes;
 pub use self::timeline::{Checkpoint, Stop, Timeline, Watch};
 pub use self::when::{BadWhen, When, rfc3339};

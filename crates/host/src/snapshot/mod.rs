@@ -19,6 +19,7 @@
 
 pub mod chain;
 pub mod file;
+pub mod store;
 mod sweep;
 
 use std::path::PathBuf;
