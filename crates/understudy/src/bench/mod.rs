@@ -23,6 +23,7 @@ mod performance;
 mod ping;
 mod plot;
 mod protect;
+mod record;
 mod speed;
 mod stage;
 
@@ -150,6 +151,8 @@ enum Which {
     Protect,
     /// Speed beside QEMU's TCG.
     Engine(EngineArgs),
+    /// Cost of recording, size of the log, replay, going back in time.
+    Record(record::RecordArgs),
     /// All of them.
     All(Counts),
     /// Set by the bench itself, inside its namespaces.
@@ -172,6 +175,7 @@ enum Job {
     Speed { seconds: u32 },
     Protect,
     Engine(engine::Options),
+    Record(record::RecordArgs),
 }
 
 impl Job {
@@ -183,6 +187,7 @@ impl Job {
             Self::Speed { .. } => "speed",
             Self::Protect => "protect",
             Self::Engine(_) => "engine",
+            Self::Record(_) => "record",
         }
     }
 
@@ -191,7 +196,9 @@ impl Job {
         match self {
             Self::Faults { .. } | Self::Delay { .. } | Self::Protect => &[GuestKind::Redis],
             Self::Idle { .. } | Self::Speed { .. } => &[GuestKind::Minimal],
-            Self::Engine(_) => &[GuestKind::Minimal, GuestKind::Debian, GuestKind::Bench],
+            Self::Engine(_) | Self::Record(_) => {
+                &[GuestKind::Minimal, GuestKind::Debian, GuestKind::Bench]
+            }
         }
     }
 }
@@ -204,6 +211,7 @@ fn jobs(which: &Which) -> Vec<Job> {
         Which::Speed { seconds } => vec![Job::Speed { seconds: *seconds }],
         Which::Protect => vec![Job::Protect],
         Which::Engine(args) => vec![args.job()],
+        Which::Record(args) => vec![Job::Record(args.clone())],
         Which::All(counts) => {
             let first = [Job::Delay { requests: 3000 }, Job::Idle { seconds: 30 }];
             let options = engine::Options {
@@ -213,7 +221,8 @@ fn jobs(which: &Which) -> Vec<Job> {
                 turns: TURNS,
                 clock: engine::Clock::Wall,
             };
-            let more = [Job::Speed { seconds: 8 }, Job::Protect, Job::Engine(options)];
+            let record = Job::Record(record::RecordArgs::default());
+            let more = [Job::Speed { seconds: 8 }, Job::Protect, Job::Engine(options), record];
             first.into_iter().chain(more).chain(counts.jobs()).collect()
         }
         Which::Inside { .. } => Vec::new(),
@@ -243,12 +252,19 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if let Which::Inside { file } = &args.which {
         return run_inside(file);
     }
-    let jobs = jobs(&args.which);
+    let mut jobs = jobs(&args.which);
     if jobs.is_empty() {
         return Err(cli::usage("there is nothing to measure"));
     }
-    if let Which::Engine(EngineArgs { only, .. }) = &args.which {
+    if let Which::Engine(EngineArgs { only, .. }) | Which::Record(record::RecordArgs { only, .. }) =
+        &args.which
+    {
         engine::check(only).map_err(cli::usage)?;
+    }
+    for job in &mut jobs {
+        if let Job::Record(args) = job {
+            *args = args.clone().with_whole_paths()?;
+        }
     }
     let progress = Progress::new();
     let machine = Machine::look();
@@ -256,7 +272,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let cache = args.cache.clone().unwrap_or_else(guest::default_cache_dir);
     let builder = GuestBuilder::new(cache);
     let state = sandbox::StateDir::new(args.keep)?;
-    let etcd = if jobs.iter().all(|job| matches!(job, Job::Engine(_))) {
+    let etcd = if jobs.iter().all(|job| matches!(job, Job::Engine(_) | Job::Record(_))) {
         None
     } else {
         let builder = builder.clone();
@@ -308,36 +324,45 @@ fn run_outside(prepared: &Prepared, progress: &Progress) -> anyhow::Result<Secti
 
 fn run_inside(file: &Path) -> anyhow::Result<ExitCode> {
     let text = fs::read(file).context("read what was prepared")?;
-    let mut prepared: Prepared = serde_json::from_slice(&text)?;
-    let section = measure(&mut prepared).unwrap_or_else(|error| {
-        let mut section = Section::new(prepared.job.name());
+    let prepared: Prepared = serde_json::from_slice(&text)?;
+    let (name, result) = (prepared.job.name(), prepared.result());
+    let section = measure(prepared).unwrap_or_else(|error| {
+        let mut section = Section::new(name);
         section.failure = Some(host::one_line::flatten(&format!("{error:#}")));
         section
     });
-    fs::write(prepared.result(), serde_json::to_vec(&section)?)
-        .context("write what was measured")?;
+    fs::write(result, serde_json::to_vec(&section)?).context("write what was measured")?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(prepared: &mut Prepared) -> anyhow::Result<Section> {
-    let mut guests = prepared.guests.drain(..);
-    let guest = guests.next().context("there is a guest")?;
-    if let Job::Engine(options) = &prepared.job {
-        let debian = guests.next().context("there is a guest with Debian")?;
-        let bench = guests.next().context("there is a guest with tools")?;
-        let guests = engine::Guests { minimal: guest, debian, bench };
-        return engine::run(&prepared.dir, &guests, options);
+fn measure(prepared: Prepared) -> anyhow::Result<Section> {
+    let Prepared { job, guests, etcd, dir } = prepared;
+    let mut guests = guests.into_iter();
+    match job {
+        Job::Engine(options) => engine::run(&dir, &machines(&mut guests)?, &options),
+        Job::Record(args) => record::run(&dir, &machines(&mut guests)?, &args),
+        Job::Faults { fault, count } => {
+            faults::run(&dir, &material(&mut guests, etcd)?, fault, count)
+        }
+        Job::Delay { requests } => delay::run(&dir, &material(&mut guests, etcd)?, requests, TURNS),
+        Job::Idle { seconds } => idle::run(&dir, &material(&mut guests, etcd)?, seconds),
+        Job::Speed { seconds } => speed::run(&dir, &material(&mut guests, etcd)?, seconds, TURNS),
+        Job::Protect => protect::run(&dir, &material(&mut guests, etcd)?, TURNS),
     }
-    let material = Material { guest, etcd: prepared.etcd.take() };
-    let dir = &prepared.dir;
-    match prepared.job {
-        Job::Faults { fault, count } => faults::run(dir, &material, fault, count),
-        Job::Delay { requests } => delay::run(dir, &material, requests, TURNS),
-        Job::Idle { seconds } => idle::run(dir, &material, seconds),
-        Job::Speed { seconds } => speed::run(dir, &material, seconds, TURNS),
-        Job::Protect => protect::run(dir, &material, TURNS),
-        Job::Engine(_) => anyhow::bail!("the engine needs no hosts"),
-    }
+}
+
+/// The guests of benches without hosts.
+fn machines(guests: &mut impl Iterator<Item = GuestFiles>) -> anyhow::Result<engine::Guests> {
+    let mut next = || guests.next().context("there is a guest");
+    Ok(engine::Guests { minimal: next()?, debian: next()?, bench: next()? })
+}
+
+/// What a laboratory is made of.
+fn material(
+    guests: &mut impl Iterator<Item = GuestFiles>,
+    etcd: Option<PathBuf>,
+) -> anyhow::Result<Material> {
+    Ok(Material { guest: guests.next().context("there is a guest")?, etcd })
 }
 
 #[cfg(test)]
@@ -368,6 +393,9 @@ mod tests {
     fn all_measures_everything_once() {
         let names: Vec<&str> = parsed(&["all", "-o", "json"]).iter().map(Job::name).collect();
         let kinds = ["kill", "freeze", "partition", "power"];
-        assert_eq!(names, [&["delay", "idle", "speed", "protect", "engine"], &kinds[..]].concat());
+        assert_eq!(
+            names,
+            [&["delay", "idle", "speed", "protect", "engine", "record"], &kinds[..]].concat()
+        );
     }
 }

@@ -15,9 +15,9 @@
 
 mod inside;
 mod net;
-mod running;
-mod side;
-mod workload;
+pub(in crate::bench) mod running;
+pub(in crate::bench) mod side;
+pub(in crate::bench) mod workload;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ use super::figure::{Figure, Section, Target, largest, median};
 use crate::demo::progress::Progress;
 use net::Net;
 pub(crate) use running::Clock;
-use running::Running;
+use running::{Running, Span};
 use side::{QEMU, Setting, Side};
 use workload::{Boot, Kind, Needs, Workload};
 
@@ -88,26 +88,81 @@ struct Session {
     done: Vec<Workload>,
 }
 
+/// What is run where.
+#[derive(Debug, Clone)]
+pub(in crate::bench) struct Plan<'a> {
+    /// Understudy's engine, if not its default.
+    pub(in crate::bench) engine: Option<&'a str>,
+    /// The machines; one that records is replayed as well.
+    pub(in crate::bench) sides: Vec<Side>,
+    /// The rows.
+    pub(in crate::bench) workloads: Vec<Workload>,
+    /// How often.
+    pub(in crate::bench) turns: u32,
+}
+
+/// A recording that was made on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::bench) struct Recorded {
+    /// Bytes of its log, without snapshots.
+    pub(in crate::bench) log_bytes: u64,
+    /// Steps of the machine.
+    pub(in crate::bench) steps: u64,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(in crate::bench) struct Measured {
+    /// How long each row took on each machine, turn by turn.
+    pub(in crate::bench) times: BTreeMap<(&'static str, Side), Vec<Span>>,
+    /// Bytes that the engine had for code and tables after each boot of Debian.
+    pub(in crate::bench) engine_bytes: Vec<f64>,
+    /// The recordings.
+    pub(in crate::bench) recordings: Vec<Recorded>,
+    /// What failed, one line each.
+    pub(in crate::bench) failures: Vec<String>,
+    /// What else is to be known.
+    pub(in crate::bench) notes: Vec<String>,
+}
+
+impl Measured {
+    /// The times on one clock, for a table whose columns are `sides`.
+    pub(in crate::bench) fn rows(
+        &self,
+        workloads: &[Workload],
+        sides: &[Side],
+        clock: Clock,
+    ) -> Vec<Row> {
+        let seconds = |name: &'static str, side: Side| {
+            let spans = self.times.get(&(name, side)).map_or(&[][..], Vec::as_slice);
+            spans.iter().map(|span| span.seconds(clock)).collect()
+        };
+        let row = |workload: &Workload| Row {
+            name: workload.name.to_owned(),
+            what: workload.what.to_owned(),
+            seconds: sides.iter().map(|&side| seconds(workload.name, side)).collect(),
+        };
+        workloads.iter().map(row).collect()
+    }
+}
+
 struct Bench<'a> {
     dir: &'a Path,
     guests: &'a Guests,
-    options: &'a Options,
-    sides: Vec<Side>,
+    plan: &'a Plan<'a>,
     initrd: PathBuf,
+    has_disk: bool,
     net: Option<Net>,
     progress: Progress,
     starts: u32,
-    times: BTreeMap<(&'static str, Side), Vec<f64>>,
     printed: BTreeMap<&'static str, String>,
-    /// Bytes that the engine had for code and tables after each boot of Debian.
-    engine_bytes: Vec<f64>,
-    failures: Vec<String>,
+    measured: Measured,
 }
 
-/// Every workload, `turns` times on every machine, in turn.
+/// The figures of a comparison with QEMU.
 pub(crate) fn run(dir: &Path, guests: &Guests, options: &Options) -> anyhow::Result<Section> {
     let mut section = Section::new("engine");
-    let chosen = workload::chosen(&options.only).map_err(anyhow::Error::msg)?;
+    let workloads = workload::chosen(&options.only).map_err(anyhow::Error::msg)?;
     let version = Command::new(QEMU).arg("--version").output();
     let version =
         version.with_context(|| format!("cannot run {QEMU} (Debian package qemu-system-riscv)"))?;
@@ -117,11 +172,24 @@ pub(crate) fn run(dir: &Path, guests: &Guests, options: &Options) -> anyhow::Res
     if options.has_record {
         sides.extend([Side::Recording, Side::QemuRecording]);
     }
+    let plan = Plan { engine: options.engine.as_deref(), sides, workloads, turns: options.turns };
+    let measured = measure(dir, guests, &plan)?;
+    Ok(conclude(guests, options, plan, measured, section))
+}
+
+/// Every workload, so many times on every machine, in turn.
+pub(in crate::bench) fn measure(
+    dir: &Path,
+    guests: &Guests,
+    plan: &Plan<'_>,
+) -> anyhow::Result<Measured> {
     let initrd = dir.join("initrd");
     guest::write_with_files(&guests.bench, &workload::files(dir)?, &initrd)?;
-    let net = if chosen.iter().any(|workload| workload.needs == Needs::Net) {
-        Net::start(&sides)
-            .map_err(|error| section.notes.push(format!("no network: {error:#}")))
+    let mut measured = Measured::default();
+    let needs = |what: Needs| plan.workloads.iter().any(|workload| workload.needs == what);
+    let net = if needs(Needs::Net) {
+        Net::start(&plan.sides)
+            .map_err(|error| measured.notes.push(format!("no network: {error:#}")))
             .ok()
     } else {
         None
@@ -129,26 +197,24 @@ pub(crate) fn run(dir: &Path, guests: &Guests, options: &Options) -> anyhow::Res
     let mut bench = Bench {
         dir,
         guests,
-        options,
-        sides,
+        plan,
         initrd,
+        has_disk: needs(Needs::Disk),
         net,
         progress: Progress::new(),
         starts: 0,
-        times: BTreeMap::new(),
         printed: BTreeMap::new(),
-        engine_bytes: Vec::new(),
-        failures: Vec::new(),
+        measured,
     };
-    for turn in 1..=options.turns {
-        bench.turn(turn, &chosen);
+    for turn in 1..=plan.turns {
+        bench.turn(turn, &plan.workloads);
     }
-    bench.conclude(&chosen, section)
+    Ok(bench.measured)
 }
 
 impl Bench<'_> {
     fn turn(&mut self, turn: u32, chosen: &[Workload]) {
-        let mut order = self.sides.clone();
+        let mut order = self.plan.sides.clone();
         if turn.is_multiple_of(2) {
             order.reverse();
         }
@@ -158,11 +224,11 @@ impl Bench<'_> {
                 if !self.can_run(side, workload) {
                     continue;
                 }
-                let time = match workload.kind {
+                let span = match workload.kind {
                     Kind::Script(_) => self.script(&mut sessions, side, workload),
                     Kind::Boot(boot) => self.boot(side, boot, workload),
                 };
-                self.note(turn, side, workload, time);
+                self.note(turn, side, workload, span);
             }
         }
         for (side, session) in sessions {
@@ -180,12 +246,15 @@ impl Bench<'_> {
         }
     }
 
-    fn note(&mut self, turn: u32, side: Side, workload: &Workload, time: anyhow::Result<f64>) {
-        match time {
-            Ok(time) => {
-                let name = workload.name;
-                self.progress.say(&format!("turn {turn}: {name} on {}: {time:.2} s", side.name()));
-                self.times.entry((name, side)).or_default().push(time);
+    fn note(&mut self, turn: u32, side: Side, workload: &Workload, span: anyhow::Result<Span>) {
+        match span {
+            Ok(span) => {
+                let (name, wall, cpu) = (workload.name, span.wall_seconds, span.cpu_seconds);
+                let side_name = side.name();
+                self.progress.say(&format!(
+                    "turn {turn}: {name} on {side_name}: {wall:.2} s, {cpu:.2} s of CPU time"
+                ));
+                self.measured.times.entry((name, side)).or_default().push(span);
             }
             Err(error) => self.fail(turn, side, workload.name, &error),
         }
@@ -195,7 +264,7 @@ impl Bench<'_> {
         let error = host::one_line::flatten(&format!("{error:#}"));
         let line = format!("turn {turn}: {what} on {} failed: {error}", side.name());
         self.progress.say(&line);
-        self.failures.push(line);
+        self.measured.failures.push(line);
     }
 
     /// Starts a machine with a guest; for the workloads with a disk and, if there is one, the network.
@@ -208,7 +277,8 @@ impl Bench<'_> {
     ) -> anyhow::Result<(Running, PathBuf)> {
         self.starts += 1;
         let recording = self.dir.join(format!("recording-{}", self.starts));
-        let disk = is_equipped.then(|| self.dir.join(format!("disk-{}", side.index())));
+        let has_disk = is_equipped && self.has_disk;
+        let disk = has_disk.then(|| self.dir.join(format!("disk-{}", side.index())));
         if let Some(disk) = &disk {
             // Anew each time, and without holes.
             let mut file = File::create(disk).context("make a disk")?;
@@ -222,7 +292,7 @@ impl Bench<'_> {
             disk,
             has_net: is_equipped && self.net.is_some(),
             recording: &recording,
-            engine: self.options.engine.as_deref(),
+            engine: self.plan.engine,
         };
         Ok((Running::start(setting.command(side)?)?, recording))
     }
@@ -232,7 +302,7 @@ impl Bench<'_> {
         sessions: &mut BTreeMap<Side, Session>,
         side: Side,
         workload: &Workload,
-    ) -> anyhow::Result<f64> {
+    ) -> anyhow::Result<Span> {
         // It comes back when nothing went wrong.
         let mut session = match sessions.remove(&side) {
             Some(session) => session,
@@ -246,11 +316,11 @@ impl Bench<'_> {
             }
         };
         session.running.type_line(workload.name)?;
-        let (time, printed) = timed(&mut session.running, workload, self.options.clock)?;
+        let (span, printed) = timed(&mut session.running, workload)?;
         session.done.push(*workload);
         sessions.insert(side, session);
         self.compare(workload, printed)?;
-        Ok(time)
+        Ok(span)
     }
 
     fn compare(&mut self, workload: &Workload, printed: String) -> anyhow::Result<()> {
@@ -268,12 +338,22 @@ impl Bench<'_> {
         session.running.wait_for_end(END_MAX)?;
         let mut running = self.replay(&session.recording)?;
         for workload in &session.done {
-            let (time, printed) = timed(&mut running, workload, self.options.clock)?;
+            let (span, printed) = timed(&mut running, workload)?;
             self.compare(workload, printed)?;
-            self.note(turn, Side::Replay, workload, Ok(time));
+            self.note(turn, Side::Replay, workload, Ok(span));
         }
+        self.finish_replay(running, &session.recording)
+    }
+
+    /// Lets a replay come to its end, and removes the recording.
+    fn finish_replay(&mut self, mut running: Running, recording: &Path) -> anyhow::Result<()> {
         running.wait_for_end(END_MAX)?;
-        fs::remove_dir_all(&session.recording).context("remove a recording")
+        let words = running.words();
+        let steps = words.lines().find_map(steps_replayed);
+        let steps = steps.with_context(|| format!("no steps in {words:?}"))?;
+        let log_bytes = log_bytes(recording).context("look at a recording")?;
+        self.measured.recordings.push(Recorded { log_bytes, steps });
+        fs::remove_dir_all(recording).context("remove a recording")
     }
 
     fn replay(&self, recording: &Path) -> anyhow::Result<Running> {
@@ -285,13 +365,13 @@ impl Bench<'_> {
             disk: None,
             has_net: false,
             recording,
-            engine: self.options.engine.as_deref(),
+            engine: self.plan.engine,
         };
         Running::start(setting.command(Side::Replay)?)
     }
 
-    /// Seconds from the start of the process until the guest is up.
-    fn boot(&mut self, side: Side, boot: Boot, workload: &Workload) -> anyhow::Result<f64> {
+    /// From the start of the process until the guest is up.
+    fn boot(&mut self, side: Side, boot: Boot, workload: &Workload) -> anyhow::Result<Span> {
         let guests = self.guests;
         let guest = match boot {
             Boot::Minimal => &guests.minimal,
@@ -299,104 +379,122 @@ impl Bench<'_> {
         };
         let (mut running, recording) = self.start(side, guest, &guest.initrd, false)?;
         let (at, _) = running.wait_for(boot.ready(), WORKLOAD_MAX)?;
-        let time = at.seconds_since(running.begun, self.options.clock);
+        let span = at.since(running.begun);
         if side == Side::Ours && boot == Boot::Debian {
             running.type_bytes(STOP)?;
             running.wait_for_end(END_MAX)?;
             let words = running.words();
             let bytes = words.lines().find_map(engine_bytes);
-            self.engine_bytes.push(bytes.with_context(|| format!("no statistics in {words:?}"))?);
+            self.measured
+                .engine_bytes
+                .push(bytes.with_context(|| format!("no statistics in {words:?}"))?);
         }
         if side == Side::Recording {
             running.type_bytes(STOP)?;
             running.wait_for_end(END_MAX)?;
             let mut running = self.replay(&recording)?;
             let (at, _) = running.wait_for(boot.ready(), WORKLOAD_MAX)?;
-            let time = at.seconds_since(running.begun, self.options.clock);
-            running.wait_for_end(END_MAX)?;
-            self.times.entry((workload.name, Side::Replay)).or_default().push(time);
-            fs::remove_dir_all(&recording).context("remove a recording")?;
+            let span = at.since(running.begun);
+            self.finish_replay(running, &recording)?;
+            self.measured.times.entry((workload.name, Side::Replay)).or_default().push(span);
         }
-        Ok(time)
+        Ok(span)
     }
+}
 
-    /// What is measured without QEMU.
-    fn inside(&mut self, section: &mut Section) {
-        let guest = &self.guests.minimal;
-        self.progress.say("cost of counting steps");
-        match inside::counting(guest, self.options.turns) {
-            Ok(ratios) => {
-                let cost = median(ratios).map(|ratio| (ratio - 1.0) * 100.0);
-                let figure = Figure::new("cost of exact counting, by counting twice", cost, "%");
-                section.figures.push(figure.aim(Target::AtMost(3.0)));
-            }
-            Err(error) => self.failures.push(format!("cost of counting: {error:#}")),
+/// What is measured without QEMU.
+fn inside(guest: &GuestFiles, turns: u32, section: &mut Section, failures: &mut Vec<String>) {
+    let progress = Progress::new();
+    progress.say("cost of counting steps");
+    match inside::counting(guest, turns) {
+        Ok(ratios) => {
+            let cost = median(ratios).map(|ratio| (ratio - 1.0) * 100.0);
+            let figure = Figure::new("cost of exact counting, by counting twice", cost, "%");
+            section.figures.push(figure.aim(Target::AtMost(3.0)));
         }
-        self.progress.say("stops by another thread");
-        match inside::stops(guest) {
-            Ok(delays) => {
-                for (name, rank, aim) in
-                    [("p50", 0.5, None), ("p99", 0.99, Some(100.0)), ("max", 1.0, None)]
-                {
-                    let at = ((delays.len() - 1) as f64 * rank) as usize;
-                    let name = format!("asynchronous stop, {name}");
-                    let figure = Figure::new(name, delays[at], "us");
-                    section.figures.push(match aim {
-                        Some(limit) => figure.aim(Target::AtMost(limit)),
-                        None => figure,
-                    });
-                }
-            }
-            Err(error) => self.failures.push(format!("asynchronous stop: {error:#}")),
-        }
+        Err(error) => failures.push(format!("cost of counting: {error:#}")),
     }
+    progress.say("stops by another thread");
+    match inside::stops(guest) {
+        Ok(delays) => {
+            for (name, rank, aim) in
+                [("p50", 0.5, None), ("p99", 0.99, Some(100.0)), ("max", 1.0, None)]
+            {
+                let at = ((delays.len() - 1) as f64 * rank) as usize;
+                let name = format!("asynchronous stop, {name}");
+                let figure = Figure::new(name, delays[at], "us");
+                section.figures.push(match aim {
+                    Some(limit) => figure.aim(Target::AtMost(limit)),
+                    None => figure,
+                });
+            }
+        }
+        Err(error) => failures.push(format!("asynchronous stop: {error:#}")),
+    }
+}
 
-    fn conclude(mut self, chosen: &[Workload], mut section: Section) -> anyhow::Result<Section> {
-        if self.options.has_record {
-            self.sides.push(Side::Replay);
-        }
-        self.sides.sort();
-        let rows = chosen.iter().map(|workload| Row {
-            name: workload.name.to_owned(),
-            what: workload.what.to_owned(),
-            seconds: self
-                .sides
-                .iter()
-                .map(|&side| self.times.remove(&(workload.name, side)).unwrap_or_default())
-                .collect(),
-        });
-        let comparison = Comparison {
-            rows: rows.collect(),
-            machines: self.sides.iter().map(|side| side.name().to_owned()).collect(),
-            ratios: ratios(self.options.has_record),
-        };
-        section.figures = figures(&comparison);
-        if let Some(bytes) = largest(self.engine_bytes.iter().copied()) {
-            let name = "engine's code and tables after a Debian boot";
-            let figure = Figure::new(name, bytes / f64::from(1 << 20), "MiB");
-            section.figures.push(figure.aim(Target::AtMost(64.0)));
-        }
-        if self.options.only.is_empty() {
-            self.inside(&mut section);
-        }
-        if self.options.has_record {
-            section.notes.push(NOT_RECORDED.to_owned());
-        }
-        if self.options.clock == Clock::Cpu {
-            section.notes.push("seconds are CPU time of the machine's process".to_owned());
-        }
-        section.notes.push(format!(
-            "medians of {} turns; one vCPU, 1 GiB; nothing pinned; each turn starts every machine anew",
-            self.options.turns
-        ));
-        section.notes.extend((0..self.sides.len()).filter_map(|at| comparison.spread(at)));
-        if !self.failures.is_empty() {
-            section.failure = Some(format!("{} measurements failed", self.failures.len()));
-        }
-        section.notes.append(&mut self.failures);
-        section.comparison = Some(comparison);
-        Ok(section)
+fn conclude(
+    guests: &Guests,
+    options: &Options,
+    plan: Plan<'_>,
+    mut measured: Measured,
+    mut section: Section,
+) -> Section {
+    let mut sides = plan.sides;
+    if options.has_record {
+        sides.push(Side::Replay);
     }
+    sides.sort();
+    let comparison = Comparison {
+        rows: measured.rows(&plan.workloads, &sides, options.clock),
+        machines: sides.iter().map(|side| side.name().to_owned()).collect(),
+        ratios: ratios(options.has_record),
+    };
+    section.notes.append(&mut measured.notes);
+    section.figures = figures(&comparison);
+    if let Some(bytes) = largest(measured.engine_bytes.iter().copied()) {
+        let name = "engine's code and tables after a Debian boot";
+        let figure = Figure::new(name, bytes / f64::from(1 << 20), "MiB");
+        section.figures.push(figure.aim(Target::AtMost(64.0)));
+    }
+    let mut failures = measured.failures;
+    if options.only.is_empty() {
+        inside(&guests.minimal, options.turns, &mut section, &mut failures);
+    }
+    if options.has_record {
+        section.notes.push(NOT_RECORDED.to_owned());
+    }
+    if options.clock == Clock::Cpu {
+        section.notes.push("seconds are CPU time of the machine's process".to_owned());
+    }
+    section.notes.push(format!(
+        "medians of {} turns; one vCPU, 1 GiB; nothing pinned; each turn starts every machine anew",
+        options.turns
+    ));
+    section.notes.extend((0..sides.len()).filter_map(|at| comparison.spread(at)));
+    if !failures.is_empty() {
+        section.failure = Some(format!("{} measurements failed", failures.len()));
+    }
+    section.notes.append(&mut failures);
+    section.comparison = Some(comparison);
+    section
+}
+
+/// Steps in the line that `understudy replay` ends with.
+fn steps_replayed(line: &str) -> Option<u64> {
+    line.strip_prefix("replayed ")?.split_once(" steps")?.0.parse().ok()
+}
+
+/// Bytes of a recording's log, in however many segments.
+pub(in crate::bench) fn log_bytes(recording: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(recording)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("log") {
+            bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes of code and tables in the line that `understudy run --stats` ends with.
@@ -407,12 +505,8 @@ fn engine_bytes(line: &str) -> Option<f64> {
     Some(code.parse::<f64>().ok()? + tables.parse::<f64>().ok()?)
 }
 
-/// Seconds that a workload takes that starts now, and what it prints.
-fn timed(
-    running: &mut Running,
-    workload: &Workload,
-    clock: Clock,
-) -> anyhow::Result<(f64, String)> {
+/// How long a workload takes that starts now, and what it prints.
+fn timed(running: &mut Running, workload: &Workload) -> anyhow::Result<(Span, String)> {
     let (begun, _) =
         running.wait_for(&format!("understudy: run {}\r\n", workload.name), WORKLOAD_MAX)?;
     let (ended, printed) = running.wait_for("understudy: exit ", WORKLOAD_MAX)?;
@@ -421,7 +515,7 @@ fn timed(
     ensure!(code == "0", "it ended with status {code}, and printed {printed:?}");
     // The kernel may have a word to say at any time.
     let printed = printed.lines().filter(|line| !line.starts_with('[')).collect::<Vec<_>>();
-    Ok((ended.seconds_since(begun, clock), printed.join("\n")))
+    Ok((ended.since(begun), printed.join("\n")))
 }
 
 /// What is compared with what.
@@ -503,6 +597,13 @@ mod tests {
         let line = "engine jit: 5 bytes of code, 7 bytes of tables, 2 blocks, 0 evictions";
         assert_eq!(engine_bytes(line), Some(12.0));
         assert_eq!(engine_bytes("engine jit: none"), None);
+    }
+
+    #[test]
+    fn steps_of_a_replay_are_found() {
+        let line = "replayed 17 steps, 3 records; 1 digests are as recorded";
+        assert_eq!(steps_replayed(line), Some(17));
+        assert_eq!(steps_replayed("replayed to the end"), None);
     }
 
     #[test]

@@ -15,11 +15,11 @@ const SERVER_START: Duration = Duration::from_millis(300);
 
 /// The server, stopped when dropped.
 #[derive(Debug)]
-pub(super) struct Net(Child);
+pub(in crate::bench) struct Net(Child);
 
 impl Net {
     /// Makes the network for `sides`.
-    pub(super) fn start(sides: &[Side]) -> anyhow::Result<Self> {
+    pub(in crate::bench) fn start(sides: &[Side]) -> anyhow::Result<Self> {
         run("ip", &["link", "set", "lo", "up"])?;
         run(
             "ip",

@@ -15,17 +15,36 @@ const TAIL_BYTES: usize = 160;
 
 /// A moment in a machine's life.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Moment {
+pub(in crate::bench) struct Moment {
     at: Instant,
     cpu_seconds: f64,
 }
 
 impl Moment {
-    /// Seconds since another: of time, or of CPU time that the process used.
-    pub(super) fn seconds_since(self, earlier: Self, clock: Clock) -> f64 {
+    /// How far it lies behind another.
+    pub(in crate::bench) fn since(self, earlier: Self) -> Span {
+        Span {
+            wall_seconds: self.at.duration_since(earlier.at).as_secs_f64(),
+            cpu_seconds: self.cpu_seconds - earlier.cpu_seconds,
+        }
+    }
+}
+
+/// What lies between two moments.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::bench) struct Span {
+    /// What passed for everybody.
+    pub(in crate::bench) wall_seconds: f64,
+    /// What the process computed.
+    pub(in crate::bench) cpu_seconds: f64,
+}
+
+impl Span {
+    /// Seconds on a clock.
+    pub(in crate::bench) fn seconds(self, clock: Clock) -> f64 {
         match clock {
-            Clock::Wall => self.at.duration_since(earlier.at).as_secs_f64(),
-            Clock::Cpu => self.cpu_seconds - earlier.cpu_seconds,
+            Clock::Wall => self.wall_seconds,
+            Clock::Cpu => self.cpu_seconds,
         }
     }
 }
@@ -40,7 +59,7 @@ pub(crate) enum Clock {
 }
 
 /// A process that is killed when dropped.
-pub(super) struct Running {
+pub(in crate::bench) struct Running {
     child: Child,
     keyboard: ChildStdin,
     parts: Receiver<(Moment, Vec<u8>)>,
@@ -50,12 +69,12 @@ pub(super) struct Running {
     /// When the last of it came.
     last: Moment,
     /// When the process was started.
-    pub(super) begun: Moment,
+    pub(in crate::bench) begun: Moment,
 }
 
 impl Running {
     /// Starts `command`, whose standard streams are pipes.
-    pub(super) fn start(mut command: Command) -> anyhow::Result<Self> {
+    pub(in crate::bench) fn start(mut command: Command) -> anyhow::Result<Self> {
         let begun = Moment { at: Instant::now(), cpu_seconds: 0.0 };
         let mut child = command
             .spawn()
@@ -86,17 +105,17 @@ impl Running {
     }
 
     /// Types a line.
-    pub(super) fn type_line(&mut self, line: &str) -> anyhow::Result<()> {
+    pub(in crate::bench) fn type_line(&mut self, line: &str) -> anyhow::Result<()> {
         self.type_bytes(format!("{line}\n").as_bytes())
     }
 
     /// Types.
-    pub(super) fn type_bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+    pub(in crate::bench) fn type_bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.keyboard.write_all(bytes).and_then(|()| self.keyboard.flush()).context("type")
     }
 
     /// Waits until the console shows `text`; when that came, and what came before it.
-    pub(super) fn wait_for(
+    pub(in crate::bench) fn wait_for(
         &mut self,
         text: &str,
         bound: Duration,
@@ -126,7 +145,7 @@ impl Running {
     }
 
     /// Waits until the process ends.
-    pub(super) fn wait_for_end(&mut self, bound: Duration) -> anyhow::Result<()> {
+    pub(in crate::bench) fn wait_for_end(&mut self, bound: Duration) -> anyhow::Result<()> {
         let limit = Instant::now() + bound;
         loop {
             match self.child.try_wait()? {
@@ -141,7 +160,7 @@ impl Running {
     }
 
     /// What a process that ended wrote to standard error.
-    pub(super) fn words(&self) -> String {
+    pub(in crate::bench) fn words(&self) -> String {
         self.words.recv_timeout(Duration::from_secs(1)).unwrap_or_default()
     }
 

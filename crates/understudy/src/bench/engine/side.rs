@@ -9,13 +9,13 @@ use anyhow::Context;
 /// Memory of each.
 const MEMORY: &str = "1G";
 /// QEMU as it is installed.
-pub(super) const QEMU: &str = "qemu-system-riscv64";
+pub(in crate::bench) const QEMU: &str = "qemu-system-riscv64";
 /// The host's address on the bridge that the guests are on; the workloads name it.
-pub(super) const HOST_ADDRESS: &str = "10.97.0.1/24";
+pub(in crate::bench) const HOST_ADDRESS: &str = "10.97.0.1/24";
 
 /// A column of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Side {
+pub(in crate::bench) enum Side {
     /// `understudy run`.
     Ours,
     /// QEMU's TCG as it comes.
@@ -30,12 +30,12 @@ pub(super) enum Side {
 
 impl Side {
     /// Its column's place.
-    pub(super) fn index(self) -> usize {
+    pub(in crate::bench) fn index(self) -> usize {
         self as usize
     }
 
     /// For people.
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::bench) fn name(self) -> &'static str {
         match self {
             Self::Ours => "understudy",
             Self::Qemu => "QEMU TCG",
@@ -46,13 +46,13 @@ impl Side {
     }
 
     /// The tap on the bridge that its guest is on.
-    pub(super) fn tap(self) -> String {
+    pub(in crate::bench) fn tap(self) -> String {
         format!("tap{}", self.index())
     }
 
     /// Whether it has the disk and the network. QEMU answers a recorded disk request a tenth of a second later, so that
     /// a stream takes minutes: it is not asked, as that would say more about disks than about recording.
-    pub(super) fn has_devices(self) -> bool {
+    pub(in crate::bench) fn has_devices(self) -> bool {
         self != Self::QemuRecording
     }
 
@@ -63,26 +63,26 @@ impl Side {
 
 /// What a machine is made of.
 #[derive(Debug, Clone)]
-pub(super) struct Setting<'a> {
+pub(in crate::bench) struct Setting<'a> {
     /// Linux.
-    pub(super) kernel: &'a Path,
+    pub(in crate::bench) kernel: &'a Path,
     /// The RAM disk.
-    pub(super) initrd: &'a Path,
+    pub(in crate::bench) initrd: &'a Path,
     /// The kernel's command line, without the network.
-    pub(super) append: &'a str,
+    pub(in crate::bench) append: &'a str,
     /// The disk's image, if there is a disk; this machine's own.
-    pub(super) disk: Option<PathBuf>,
+    pub(in crate::bench) disk: Option<PathBuf>,
     /// Whether it is on the network.
-    pub(super) has_net: bool,
+    pub(in crate::bench) has_net: bool,
     /// Where a machine that records or replays has its recording: nothing is there yet, or a recording.
-    pub(super) recording: &'a Path,
+    pub(in crate::bench) recording: &'a Path,
     /// Understudy's engine, if one is asked for.
-    pub(super) engine: Option<&'a str>,
+    pub(in crate::bench) engine: Option<&'a str>,
 }
 
 impl Setting<'_> {
     /// The process that is this machine on `side`, its console on standard input and output.
-    pub(super) fn command(&self, side: Side) -> anyhow::Result<Command> {
+    pub(in crate::bench) fn command(&self, side: Side) -> anyhow::Result<Command> {
         let mut command = if side.is_qemu() { self.qemu(side)? } else { self.understudy(side)? };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)

@@ -9,7 +9,7 @@ use guest::FileTree;
 
 /// What a workload needs beside the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Needs {
+pub(in crate::bench) enum Needs {
     /// Nothing.
     Nothing,
     /// A disk that it reads and writes.
@@ -20,7 +20,7 @@ pub(super) enum Needs {
 
 /// How a workload is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::bench) enum Kind {
     /// A script in the guest with the tools.
     Script(&'static str),
     /// A boot of the guest whose console ends with these words.
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 
 /// Which guest is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Boot {
+pub(in crate::bench) enum Boot {
     /// A kernel and a shell.
     Minimal,
     /// Debian with systemd.
@@ -38,7 +38,7 @@ pub(super) enum Boot {
 
 impl Boot {
     /// What its console shows when it is up.
-    pub(super) fn ready(self) -> &'static str {
+    pub(in crate::bench) fn ready(self) -> &'static str {
         match self {
             Self::Minimal => "understudy: shell ready",
             Self::Debian => "login: ",
@@ -48,15 +48,15 @@ impl Boot {
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Workload {
+pub(in crate::bench) struct Workload {
     /// The row's name, and the script's.
-    pub(super) name: &'static str,
+    pub(in crate::bench) name: &'static str,
     /// What it does, for people.
-    pub(super) what: &'static str,
+    pub(in crate::bench) what: &'static str,
     /// How it is started.
-    pub(super) kind: Kind,
+    pub(in crate::bench) kind: Kind,
     /// What it needs.
-    pub(super) needs: Needs,
+    pub(in crate::bench) needs: Needs,
 }
 
 const fn script(name: &'static str, what: &'static str, script: &'static str) -> Workload {
@@ -72,7 +72,7 @@ const fn with(needs: Needs, workload: Workload) -> Workload {
 }
 
 /// Every row, in the order of the table.
-pub(super) const WORKLOADS: &[Workload] = &[
+pub(in crate::bench) const WORKLOADS: &[Workload] = &[
     boot("boot-debian", "Debian with systemd to the login prompt", Boot::Debian),
     boot("boot-minimal", "kernel and busybox to a shell", Boot::Minimal),
     script("integer", "lists, matrices, a state machine, CRC", "/bench/kernels integer"),
@@ -161,7 +161,7 @@ const SOURCES: &[(&str, &str)] = &[
 const COMPILER: &str = "riscv64-linux-gnu-gcc";
 
 /// The files that the guest with the tools gets, compiled in `dir`.
-pub(super) fn files(dir: &Path) -> anyhow::Result<FileTree> {
+pub(in crate::bench) fn files(dir: &Path) -> anyhow::Result<FileTree> {
     let mut tree = FileTree::new();
     for (name, text) in SOURCES {
         fs::write(dir.join(name), text).with_context(|| format!("write {name}"))?;
@@ -197,7 +197,7 @@ pub(super) fn files(dir: &Path) -> anyhow::Result<FileTree> {
 }
 
 /// The rows called `names`, or all; an error names those that there are.
-pub(super) fn chosen(names: &[String]) -> Result<Vec<Workload>, String> {
+pub(in crate::bench) fn chosen(names: &[String]) -> Result<Vec<Workload>, String> {
     let known = || WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
     if let Some(name) = names.iter().find(|name| WORKLOADS.iter().all(|w| w.name != **name)) {
         return Err(format!("there is no workload {name:?}; there are {}", known()));
