@@ -15,6 +15,7 @@ use machine::machine::{MODEL_VERSION, NewMachineError};
 use sha2::{Digest as _, Sha256};
 
 use super::start::{About, IMAGE_FILES, MACHINE_FILE, Start, StartError};
+use crate::one_line::one_line;
 use crate::snapshot::{HASH_BYTES, SnapshotError, SnapshotHead, SnapshotId, SnapshotReader, chain};
 
 /// Largest `machine` file that is read.
@@ -123,6 +124,7 @@ pub struct RecordingDir {
     images: BootImages,
     segments: Vec<SegmentFile>,
     snapshots: Vec<SnapshotFile>,
+    problems: Vec<String>,
 }
 
 impl RecordingDir {
@@ -136,9 +138,10 @@ impl RecordingDir {
             return Err(OpenRecordingError::Model { path: path.to_owned(), found: start.model });
         }
         let images = read_images(path, &start)?;
-        let (segments, snapshots) = read_files(path, about.is_none())?;
+        let mut problems = Vec::new();
+        let (segments, snapshots) = read_files(path, about.is_none(), &mut problems)?;
         let path = path.to_owned();
-        Ok(Self { path, start, about, identity, images, segments, snapshots })
+        Ok(Self { path, start, about, identity, images, segments, snapshots, problems })
     }
 
     /// The directory.
@@ -169,6 +172,12 @@ impl RecordingDir {
     #[must_use]
     pub fn snapshots(&self) -> &[SnapshotFile] {
         &self.snapshots
+    }
+
+    /// Snapshots that cannot be read, and why: replay begins before them.
+    #[must_use]
+    pub fn problems(&self) -> &[String] {
+        &self.problems
     }
 
     /// The machine as it was at the latest beginning of a segment that is not after `icount`, or at the first one, with
@@ -270,6 +279,7 @@ fn read_images(dir: &Path, start: &Start) -> Result<BootImages, OpenRecordingErr
 fn read_files(
     dir: &Path,
     is_v1: bool,
+    problems: &mut Vec<String>,
 ) -> Result<(Vec<SegmentFile>, Vec<SnapshotFile>), OpenRecordingError> {
     let fail = |source| OpenRecordingError::Io { path: dir.to_owned(), source };
     if is_v1 {
@@ -283,11 +293,11 @@ fn read_files(
         let step = |prefix| name.strip_prefix(prefix).and_then(|icount: &str| icount.parse().ok());
         if let Some(icount) = step("log-") {
             segments.push(read_segment(entry.path(), icount)?);
-        } else if step("snapshot-").is_some_and(|_: u64| true)
-            && let Ok(snapshot) = read_snapshot(entry.path())
-        {
-            // One that cannot be read is as good as none: replay begins before it.
-            snapshots.push(snapshot);
+        } else if step("snapshot-").is_some_and(|_: u64| true) {
+            match read_snapshot(entry.path()) {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(e) => problems.push(one_line(&e)),
+            }
         }
     }
     segments.sort_by_key(|s| s.icount);

@@ -107,6 +107,9 @@ impl Player {
         let mut tell = |e: &crate::snapshot::SnapshotError| {
             crate::log::line(&format!("{}; replay begins earlier", one_line(e)));
         };
+        for problem in recording.problems() {
+            crate::log::line(&format!("{problem}; replay does not begin there"));
+        }
         let (mut machine, segment) = recording.machine_before(icount, &mut tell)?;
         crate::vm::choose_engine(&mut machine, engine, "replay");
         let cursor = Cursor::open(recording, segment)?;

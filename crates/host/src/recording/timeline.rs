@@ -34,7 +34,7 @@ use super::player::{Observer, Place, Player, Ran};
 use crate::snapshot::{SnapshotError, SnapshotHead, SnapshotId, SnapshotWriter};
 
 /// Steps between checkpoints on the way forward.
-const INTERVAL: u64 = 32_000_000;
+const INTERVAL: u64 = 64_000_000;
 /// Checkpoints are no closer than this.
 const FINE: u64 = 2_000;
 /// Most bytes of pages in checkpoints.
@@ -110,11 +110,16 @@ struct Kept {
     place: Place,
     /// What pages held here that were written before the next checkpoint, by page; the last one's are in RAM.
     undo: Vec<SnapshotPage>,
+    /// Bytes of `undo`.
+    bytes: usize,
 }
 
 impl Kept {
-    fn bytes(&self) -> usize {
-        self.undo.iter().filter(|p| p.data.is_some()).count() * PAGE_SIZE + self.undo.len() * 32
+    /// Adds pages that were written later.
+    fn add(&mut self, later: Vec<SnapshotPage>) {
+        self.undo = merged(std::mem::take(&mut self.undo), later);
+        let full = self.undo.iter().filter(|p| p.data.is_some()).count();
+        self.bytes = full * PAGE_SIZE + self.undo.len() * size_of::<SnapshotPage>();
     }
 }
 
@@ -261,7 +266,7 @@ impl Timeline {
     /// States that the machine can be taken back to.
     #[must_use]
     pub fn checkpoints(&self) -> Vec<Checkpoint> {
-        self.kept.iter().map(|k| Checkpoint { icount: k.icount, bytes: k.bytes() }).collect()
+        self.kept.iter().map(|k| Checkpoint { icount: k.icount, bytes: k.bytes }).collect()
     }
 
     /// Writes the machine as it is to a snapshot file.
@@ -305,7 +310,7 @@ impl Timeline {
         self.close_last();
         let place = self.player.place().clone();
         let saved = self.player.machine_mut().save();
-        self.kept.push(Kept { icount, saved, place, undo: Vec::new() });
+        self.kept.push(Kept { icount, saved, place, undo: Vec::new(), bytes: 0 });
         self.thin();
     }
 
@@ -314,7 +319,7 @@ impl Timeline {
         let mut undo = self.player.machine_mut().ram_mut().take_undo();
         let Some(last) = self.kept.last_mut() else { return };
         undo.sort_by_key(|page| page.page);
-        last.undo = merged(std::mem::take(&mut last.undo), undo);
+        last.add(undo);
     }
 
     /// Drops checkpoints that lie closer than they need to, and what is too much.
@@ -328,7 +333,8 @@ impl Timeline {
             }
             at -= 1;
         }
-        let mut bytes: usize = self.kept.iter().map(Kept::bytes).sum();
+        let total = |kept: &[Kept]| kept.iter().map(|k| k.bytes).sum::<usize>();
+        let mut bytes = total(&self.kept);
         while bytes > BYTES_MAX && self.kept.len() > 2 {
             // The one whose loss makes the way back longest in proportion goes last.
             let cost = |at: &usize| {
@@ -337,18 +343,16 @@ impl Timeline {
             };
             let Some(at) = (1..self.kept.len() - 1).min_by_key(cost) else { break };
             self.drop_kept(at);
-            let left: usize = self.kept.iter().map(Kept::bytes).sum();
-            if left == bytes {
+            if total(&self.kept) == bytes {
                 self.kept.remove(0);
             }
-            bytes = self.kept.iter().map(Kept::bytes).sum();
+            bytes = total(&self.kept);
         }
     }
 
     fn drop_kept(&mut self, at: usize) {
         let dropped = self.kept.remove(at);
-        let before = &mut self.kept[at - 1];
-        before.undo = merged(std::mem::take(&mut before.undo), dropped.undo);
+        self.kept[at - 1].add(dropped.undo);
     }
 
     /// Takes the machine back to a checkpoint.
@@ -359,6 +363,7 @@ impl Timeline {
             pages.extend(kept.undo.into_iter().map(|page| (page.page, page)));
         }
         let kept = &mut self.kept[at];
+        kept.bytes = 0;
         pages.extend(std::mem::take(&mut kept.undo).into_iter().map(|page| (page.page, page)));
         let pages: Vec<SnapshotPage> = pages.into_values().collect();
         let rewound = self.player.machine_mut().rewind(&kept.saved, &pages);

@@ -38,6 +38,8 @@ const SLICE_US: f64 = 1000.0;
 const LOG_PIECE_BYTES: usize = 8 << 20;
 /// Pause between two parts of a snapshot while the guest does not run: the sender has to keep up anyway.
 const PUMP_PAUSE: Duration = Duration::from_micros(200);
+/// Digests take no more than this part of the time: a guest that writes to much memory gets fewer of them.
+const DIGEST_SHARE: u32 = 100;
 /// Largest request for entropy that is answered, in bytes.
 const ENTROPY_MAX: u32 = 65_536;
 
@@ -66,6 +68,8 @@ pub(crate) struct Primary {
     last_mark: u64,
     last_digest: (Instant, u64),
     digest_interval: Duration,
+    /// How long the last digest took.
+    digest_took: Duration,
     is_stopped: bool,
     halt_told: bool,
     /// Why this host had to power the machine off.
@@ -101,6 +105,7 @@ impl Primary {
             snapshot_next: None,
             settled: BTreeSet::new(),
             digest_interval: definition.digest_interval(),
+            digest_took: Duration::ZERO,
             is_stopped: false,
             halt_told: false,
             lost: None,
@@ -454,10 +459,13 @@ impl Primary {
     fn take_digest(&mut self, shared: &Shared) {
         let icount = self.machine.icount();
         let (at, last) = self.last_digest;
-        let due = at.elapsed() >= self.digest_interval && icount != last;
+        let pause = self.digest_interval.max(self.digest_took * DIGEST_SHARE);
+        let due = at.elapsed() >= pause && icount != last;
         let is_wanted = shared.has_follower.load(Ordering::Relaxed) || self.recording.is_on();
         if due && !self.digest_interval.is_zero() && is_wanted {
+            let start = Instant::now();
             let digest = self.machine.digest();
+            self.digest_took = start.elapsed();
             self.record(icount, Entry::Digest(digest));
             self.recording.digest(icount, digest);
             self.last_digest = (Instant::now(), icount);

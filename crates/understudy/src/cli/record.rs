@@ -205,6 +205,7 @@ fn table(recording: &RecordingDir, info: &RecordingInfo) -> String {
         ("Snapshots", format!("{snapshots} bytes in {}", recording.snapshots().len())),
         ("Log for 1000 steps", format!("{:.4} bytes", per_thousand(info))),
     ]);
+    rows.extend(recording.problems().iter().map(|problem| ("Problem", problem.clone())));
     let line = |(name, value): &(&str, String)| format!("{name:24}{value}");
     let mut text: Vec<String> = rows.iter().map(line).collect();
     text.push(String::new());
@@ -260,5 +261,6 @@ fn json(recording: &RecordingDir, info: &RecordingInfo) -> serde_json::Value {
         "snapshot_bytes": snapshot_bytes,
         "entries": entries,
         "snapshots": snapshots,
+        "problems": recording.problems(),
     })
 }
