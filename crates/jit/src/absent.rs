@@ -30,6 +30,11 @@ impl Jit {
     }
 
     /// See the translator's.
+    pub fn set_block_max(&mut self, _instructions: u8) {
+        match *self {}
+    }
+
+    /// See the translator's.
     pub fn sync(&self, _tables: &mut Tables) {
         match *self {}
     }

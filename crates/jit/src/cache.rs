@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::Arena;
 use crate::emit::{Emit, Page};
-use crate::features::Features;
+use crate::features::{BLOCK_MAX, Features};
 use crate::layout::Layout;
 use crate::runtime::{Entry, Found, State, Stats};
 use crate::stops::Stops;
@@ -114,6 +114,11 @@ impl Jit {
     /// Has code that is made from now on count each block's steps twice, to no effect but time.
     pub fn set_counts_twice(&mut self, twice: bool) {
         self.features.counts_twice = twice;
+    }
+
+    /// Has code that is made from now on go in blocks of so many instructions at most, 1 to 64.
+    pub fn set_block_max(&mut self, instructions: u8) {
+        self.features.block_max = usize::from(instructions).clamp(1, BLOCK_MAX);
     }
 
     fn chunk_size(&self) -> usize {

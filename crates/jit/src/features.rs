@@ -13,7 +13,12 @@ pub(crate) struct Features {
     pub(crate) clmul: bool,
     /// Each block counts its steps twice: not of the processor, but wanted by a measurement.
     pub(crate) counts_twice: bool,
+    /// Most instructions of a block: not of the processor either, but wanted by who looks for a wrong translation.
+    pub(crate) block_max: usize,
 }
+
+/// Most instructions of a block unless somebody wants fewer.
+pub(crate) const BLOCK_MAX: usize = 64;
 
 impl Features {
     /// Asks the processor; `None` when it lacks what generated code needs: FMA, which brings SSE up to 4.2, and the
@@ -26,6 +31,7 @@ impl Features {
             && has!("bmi2")
             && has!("lzcnt")
             && has!("popcnt");
-        suffices.then(|| Self { aes: has!("aes"), clmul: has!("pclmulqdq"), counts_twice: false })
+        let (aes, clmul) = (has!("aes"), has!("pclmulqdq"));
+        suffices.then_some(Self { aes, clmul, counts_twice: false, block_max: BLOCK_MAX })
     }
 }

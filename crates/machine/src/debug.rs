@@ -110,6 +110,14 @@ pub struct WatchHit {
     pub is_write: bool,
 }
 
+/// The length in bytes and the text of the instruction in `raw`, which stands at `pc`; of a compressed one the low half
+/// counts.
+#[must_use]
+pub fn disassemble(pc: u64, raw: u32) -> (u8, String) {
+    let insn = isa::decode(raw);
+    (insn.len, isa::disassemble(pc, &insn))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -47,8 +47,10 @@ impl FromStr for EngineKind {
 pub struct EngineConfig {
     /// The engine. Where this host cannot have the JIT, the interpreter serves.
     pub kind: EngineKind,
-    /// JIT: a block is translated when it has been interpreted this often.
+    /// JIT: a block is translated when it has been interpreted this often; 0: at once, wherever a run begins as well.
     pub hot_after: u8,
+    /// JIT: instructions of a block at most, 1 to 64. With 1, and `hot_after` 0, every step of every run is translated.
+    pub block_max: u8,
     /// JIT: bytes of generated code at most; old code makes room for new.
     pub code_bytes: usize,
     /// JIT: counts the steps of each block a second time, to measure what counting costs.
@@ -59,7 +61,7 @@ impl EngineConfig {
     /// The named engine with the usual settings.
     #[must_use]
     pub fn new(kind: EngineKind) -> Self {
-        Self { kind, hot_after: 16, code_bytes: 96 << 20, counts_twice: false }
+        Self { kind, hot_after: 16, block_max: 64, code_bytes: 96 << 20, counts_twice: false }
     }
 }
 

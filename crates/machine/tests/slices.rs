@@ -328,3 +328,21 @@ fn several_harts_really_race() {
     assert!(m.halted().is_none());
     assert!(m.harts().iter().all(|h| h.steps > 20_000), "every hart gets its turns");
 }
+
+#[test]
+fn each_single_step_is_of_generated_code_when_that_is_wanted() {
+    let mut m = machine(1);
+    let config = EngineConfig::new(EngineKind::Jit);
+    m.set_engine(EngineConfig { hot_after: 0, block_max: 1, ..config });
+    let code: Vec<u8> = (0..20).flat_map(|i| addi(5, 5, i).to_le_bytes()).collect();
+    m.ram_mut().write(RAM_BASE + START, &code).unwrap();
+    m.harts_mut()[0].pc = RAM_BASE + START;
+    for step in 1..=20 {
+        let until = m.icount() + 1;
+        run_to(&mut m, until);
+        assert_eq!(m.harts()[0].pc, RAM_BASE + START + 4 * step);
+        let blocks = m.engine_stats().blocks;
+        assert!(!jit::is_supported() || blocks >= step, "{blocks} blocks after {step} steps");
+    }
+    assert_eq!(m.harts()[0].x[5], (0..20).sum::<u64>());
+}

@@ -390,7 +390,7 @@ impl Emit<'_> {
 mod tests {
     use super::*;
     use crate::emit::Page;
-    use crate::features::Features;
+    use crate::features::{BLOCK_MAX, Features};
     use crate::runtime::{CSRS, State};
     use crate::stops::Stops;
     use crate::stubs::Stubs;
@@ -405,7 +405,8 @@ mod tests {
         let layout = Layout::of(&state).expect("all of it is on one stack");
         let entry = |_| None;
         for has in [true, false] {
-            let features = Features { aes: has, clmul: has, counts_twice: false };
+            let features =
+                Features { aes: has, clmul: has, counts_twice: false, block_max: BLOCK_MAX };
             let stops = Stops::default();
             let page = Page { bytes: &[], entry: &entry, stops: &stops };
             let stubs = Stubs::default();

@@ -22,7 +22,7 @@ use std::mem::offset_of;
 use isa::{Insn, Op};
 
 use crate::asm::{Alu, Asm, Cond, Fixup, Mem, Reg, Rm, Shift, Size};
-use crate::features::Features;
+use crate::features::{BLOCK_MAX, Features};
 use crate::layout::{ADD, BUDGET, Layout, READ, WRITE, mapped};
 use crate::pack::pack;
 use crate::stops::Stops;
@@ -34,8 +34,6 @@ use Size::{D, Q};
 
 /// Bytes of a page.
 const PAGE: i32 = 4096;
-/// Instructions of one block at most.
-const BLOCK_MAX: usize = 64;
 /// Bytes of code after which no further block is added: long templates must not exceed the place of a translation.
 const CODE_ENOUGH: usize = 8 << 10;
 /// Blocks translated in one go at most: what a branch falls through to follows it.
@@ -231,7 +229,7 @@ impl<'a> Emit<'a> {
         let mut insns: Vec<Placed> = Vec::with_capacity(BLOCK_MAX);
         let mut at = usize::from(offset);
         let mut straddles = false;
-        while insns.len() < BLOCK_MAX && at < PAGE as usize {
+        while insns.len() < self.features.block_max && at < PAGE as usize {
             let Some(insn) = self.decode(at) else {
                 straddles = true;
                 break;

@@ -31,6 +31,7 @@ const SLICE: u64 = 1 << 14;
 pub(super) fn new_jit(hart: &mut Hart, ram: &GuestRam, config: EngineConfig) -> Option<Jit> {
     let mut jit = Jit::new(&hart_state(hart), ram.pages(), config.code_bytes)?;
     jit.set_counts_twice(config.counts_twice);
+    jit.set_block_max(config.block_max);
     Some(jit)
 }
 
@@ -58,8 +59,8 @@ fn hart_state(hart: &mut Hart) -> State<'_> {
 impl Core<'_, '_> {
     /// As [`Core::run`], on generated code where there is some.
     pub(super) fn run_jit(&mut self, jit: &mut Jit, budget: u64, hot_after: u8) -> RunEnd {
-        // Where a run begins need not be the start of a block: what begins there is not worth code.
-        let mut is_head = false;
+        // Where a run begins need not be the start of a block: what begins there is not worth code, unless all is.
+        let mut is_head = hot_after == 0;
         let mut link = None;
         while self.steps < budget {
             if self.bus.stop.load(Ordering::Relaxed) && self.steps != 0 {

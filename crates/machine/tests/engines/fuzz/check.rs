@@ -58,6 +58,7 @@ fn under_test(rng: &mut Rng) -> EngineConfig {
     EngineConfig {
         kind: EngineKind::Jit,
         hot_after: rng.pick(&[0, 0, 1, 2, 3, 8]),
+        block_max: rng.pick(&[64, 64, 64, 5, 2, 1]),
         code_bytes: rng.pick(&[32 << 20, 1 << 20, 64 << 10, 16 << 10]),
         counts_twice: rng.one_in(4),
     }
