@@ -9,7 +9,8 @@
 //!
 //! # Format
 //! A line of JSON each way, for instance `{"op":"stop","vm":"web"}` and `{"answer":"done"}`. After the answer
-//! `{"answer":"console"}` the connection carries the console's bytes, both ways.
+//! `{"answer":"console"}` the connection carries the console's bytes, both ways. What takes time is answered by any number of
+//! lines `{"answer":"progress",…}` before the answer.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -71,6 +72,38 @@ pub enum Request {
         /// The VM.
         vm: String,
     },
+    /// Take a snapshot of a VM that runs here.
+    CreateSnapshot {
+        /// The VM.
+        vm: String,
+        /// The snapshot's name; made from the time when absent.
+        name: Option<String>,
+    },
+    /// The snapshots on this host.
+    ListSnapshots {
+        /// The VM; all of them when absent.
+        vm: Option<String>,
+    },
+    /// Start a VM, or a clone of it, from a snapshot.
+    RestoreSnapshot {
+        /// The VM that it was taken of.
+        vm: String,
+        /// The snapshot.
+        name: String,
+        /// Even if what is on the VM's disks now is lost.
+        #[serde(default)]
+        force: bool,
+        /// What another VM that is started from it is to be; the same VM when absent.
+        #[serde(default)]
+        clone: Option<CloneRequest>,
+    },
+    /// Delete a snapshot.
+    DeleteSnapshot {
+        /// The VM.
+        vm: String,
+        /// The snapshot.
+        name: String,
+    },
     /// Make this connection a console.
     Console {
         /// The VM.
@@ -78,6 +111,41 @@ pub enum Request {
         /// Console index: 0 is the UART.
         dev: u8,
     },
+}
+
+/// A VM that begins in a snapshot's state with an identity of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {
+    /// Its name.
+    pub name: String,
+    /// The directory of its disks and its configuration; beside those of the VM that it comes from when absent.
+    #[serde(default)]
+    pub dir: Option<PathBuf>,
+    /// Whether its network devices are attached to the same networks.
+    #[serde(default)]
+    pub connect: bool,
+}
+
+/// A snapshot on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// The VM.
+    pub vm: String,
+    /// The snapshot.
+    pub name: String,
+    /// When it was taken: a date with time.
+    pub taken: Option<String>,
+    /// Guest time since power-on, in milliseconds.
+    pub guest_ms: Option<u64>,
+    /// Steps that the machine had made.
+    pub icount: Option<u64>,
+    /// The snapshot that it builds on.
+    pub parent: Option<String>,
+    /// Its size on this host's disk, without what it builds on.
+    pub bytes: u64,
+    /// Why it cannot be used, as one line.
+    pub problem: Option<String>,
 }
 
 /// The daemon's answer.
@@ -90,6 +158,37 @@ pub enum Response {
     Status {
         /// The VMs, by name.
         vms: Vec<VmStatus>,
+    },
+    /// It goes on; more lines follow.
+    Progress(Progress),
+    /// The snapshot is complete and durable.
+    SnapshotTaken {
+        /// Its name.
+        name: String,
+        /// Pages of memory in it, in bytes.
+        memory_bytes: u64,
+        /// Chunks of disks in it, in bytes.
+        disk_bytes: u64,
+        /// Its size on this host's disk.
+        file_bytes: u64,
+        /// How long the guest stood still, in microseconds.
+        pause_us: u64,
+        /// Whether it builds on an earlier one, and has only what has changed since.
+        is_increment: bool,
+        /// Steps that the machine had made.
+        icount: u64,
+    },
+    /// Snapshots.
+    Snapshots {
+        /// By VM, the oldest first.
+        snapshots: Vec<SnapshotInfo>,
+    },
+    /// It runs.
+    Restored {
+        /// The VM.
+        vm: String,
+        /// Its configuration file.
+        file: PathBuf,
     },
     /// From here on the connection is a console.
     Console,
@@ -231,8 +330,8 @@ pub struct VmStatus {
 
 /// What the daemon does with requests; called on the connections' threads.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers a request; [`Request::Console`] goes to [`Self::console`].
-    fn handle(&self, request: Request) -> Response;
+    /// Answers a request; [`Request::Console`] goes to [`Self::console`]. `tell` hears how far it is, if it takes time.
+    fn handle(&self, request: Request, tell: &mut dyn FnMut(Progress)) -> Response;
 
     /// Finds a console; what is returned is then called with the connection, and keeps it as long as it likes.
     ///
@@ -392,7 +491,11 @@ fn serve(stream: UnixStream, handler: &dyn Handler) {
                 }
                 Err(response) => response,
             },
-            Ok(request) => handler.handle(request),
+            // Who does not listen any more is found out at the answer.
+            Ok(request) => {
+                let mut tell = |p| drop(write_line(&stream, &Response::Progress(p)));
+                handler.handle(request, &mut tell)
+            }
             Err(e) => Response::error(ErrorCode::BadRequest, format!("not a request: {e}")),
         };
         if write_line(&stream, &response).is_err() {
@@ -439,8 +542,29 @@ impl Client {
     /// # Errors
     /// The connection failed, or the answer makes no sense. A refusal of the daemon is a [`Response::Error`].
     pub fn call(&mut self, request: &Request) -> Result<Response, ControlError> {
+        self.call_telling(request, &mut |_| ())
+    }
+
+    /// As [`Self::call`]; `tell` hears how far it is.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn call_telling(
+        &mut self,
+        request: &Request,
+        tell: &mut dyn FnMut(&Progress),
+    ) -> Result<Response, ControlError> {
         write_line(self.reader.get_ref(), request)
             .map_err(|e| io_error("write to", &self.path, e))?;
+        loop {
+            match self.read_answer()? {
+                Response::Progress(progress) => tell(&progress),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    fn read_answer(&mut self) -> Result<Response, ControlError> {
         let line = read_line(&mut self.reader).map_err(|e| io_error("read from", &self.path, e))?;
         let malformed = |reason: String| ControlError::Malformed { reason };
         let line = line.ok_or_else(|| malformed("the connection was closed".to_owned()))?;
@@ -498,8 +622,12 @@ mod tests {
     }
 
     impl Handler for Echo {
-        fn handle(&self, request: Request) -> Response {
+        fn handle(&self, request: Request, tell: &mut dyn FnMut(Progress)) -> Response {
             match request {
+                Request::DeleteSnapshot { .. } => {
+                    (0..3).for_each(|percent| tell(Progress { phase: "x".into(), percent }));
+                    Response::Done
+                }
                 Request::Status { .. } => Response::Status { vms: vec![status()] },
                 Request::Stop { vm } => Response::error(ErrorCode::NotFound, format!("no {vm}")),
                 _ => Response::Done,
@@ -535,6 +663,10 @@ mod tests {
         assert_eq!(answer, Response::Status { vms: vec![status()] });
         let answer = client.call(&Request::Stop { vm: "x".into() }).unwrap();
         assert_eq!(answer, Response::error(ErrorCode::NotFound, "no x"));
+        let slow = Request::DeleteSnapshot { vm: "x".into(), name: "y".into() };
+        let mut told = Vec::new();
+        let answer = client.call_telling(&slow, &mut |p| told.push(p.percent)).unwrap();
+        assert_eq!((answer, told), (Response::Done, vec![0, 1, 2]));
         let again = Server::start(&path, 0o600, Arc::new(Echo(ConsoleHub::new())));
         assert!(matches!(again, Err(ControlError::InUse { .. })));
         drop(server);
@@ -551,6 +683,16 @@ mod tests {
         let request = Request::Stop { vm: "web".into() };
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"op":"stop","vm":"web"}"#);
         assert_eq!(serde_json::to_string(&Response::Done).unwrap(), r#"{"answer":"done"}"#);
+        let request = Request::CreateSnapshot { vm: "web".into(), name: None };
+        assert_eq!(
+            serde_json::to_string(&request).unwrap(),
+            r#"{"op":"create_snapshot","vm":"web","name":null}"#
+        );
+        let progress = Response::Progress(Progress { phase: "writing".into(), percent: 7 });
+        assert_eq!(
+            serde_json::to_string(&progress).unwrap(),
+            r#"{"answer":"progress","phase":"writing","percent":7}"#
+        );
         let status: Request = serde_json::from_str(r#"{"op":"status"}"#).unwrap();
         assert_eq!(status, Request::Status { vm: None });
     }

@@ -7,17 +7,20 @@
 //! A stranger gets no further than the channel's handshake. A peer's connection that makes no sense is closed and
 //! logged; no VM is touched by it.
 
+mod snapshots;
+
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::arbiter::{self, CasOutcome};
 use crate::channel::{Link, Listener, Received, Secret};
 use crate::config::HostConfig;
 use crate::control::{
-    ErrorCode, Handler, Protection, Request, Response, Role, ServeConsole, Server, VmStatus,
+    ErrorCode, Handler, Progress, Protection, Request, Response, Role, ServeConsole, Server,
+    VmStatus,
 };
 use crate::log::line;
 use crate::name::check_name;
@@ -66,6 +69,9 @@ pub struct Daemon {
     env: Arc<Env>,
     /// Guards the list alone; no other lock is taken while it is held but those of new VMs.
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
+    /// For each VM a lock that is held while its snapshots are read or added to, and alone while one is deleted. The map's
+    /// own guards the map alone.
+    stores: Mutex<BTreeMap<String, Arc<RwLock<()>>>>,
 }
 
 fn make_dir(path: &Path) -> Result<(), DaemonError> {
@@ -95,7 +101,7 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
         engine: config.engine,
         is_terminal: false,
     });
-    let daemon = Arc::new(Daemon { env, vms: Mutex::new(BTreeMap::new()) });
+    let daemon = Arc::new(Daemon::new(env));
     let _server = Server::start(&config.socket, 0o660, Arc::new(Control(Arc::clone(&daemon))))?;
     line(&format!(
         "host {} listens on {}, control socket {}",
@@ -123,6 +129,10 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
 }
 
 impl Daemon {
+    fn new(env: Arc<Env>) -> Self {
+        Self { env, vms: Mutex::default(), stores: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Vm>>> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,6 +190,13 @@ impl Daemon {
             Ok(definition) => definition,
             Err(e) => return Response::error(ErrorCode::BadRequest, e),
         };
+        if let Some(response) = self.half_restored(&definition.config.name) {
+            return response;
+        }
+        self.start_defined(definition, force)
+    }
+
+    fn start_defined(&self, definition: Definition, force: bool) -> Response {
         let name = definition.config.name.clone();
         let detection = definition.config.protection.detection_ms.unwrap_or(self.env.detection_ms);
         let vm = match self.find_or_make(&name, detection) {
@@ -197,14 +214,9 @@ impl Daemon {
         }
         match vm.start(definition) {
             StartOutcome::Running => Response::Done,
-            StartOutcome::Refused { live: Some(host), generation } => Response::error(
-                ErrorCode::Refused,
-                format!(
-                    "VM {name} is live on host {host} by the arbiter's record (generation {generation}); \
-                     stop it there, or wait until its secondary has taken over; only if that host and its \
-                     secondary are gone for good: understudy start --force"
-                ),
-            ),
+            StartOutcome::Refused { live: Some(host), generation } => {
+                live_elsewhere(&name, &host, generation)
+            }
             StartOutcome::Refused { live: None, generation } => Response::error(
                 ErrorCode::Refused,
                 format!(
@@ -307,6 +319,17 @@ impl Daemon {
     }
 }
 
+fn live_elsewhere(name: &str, host: &str, generation: u64) -> Response {
+    Response::error(
+        ErrorCode::Refused,
+        format!(
+            "VM {name} is live on host {host} by the arbiter's record (generation {generation}); \
+             stop it there, or wait until its secondary has taken over; only if that host and its \
+             secondary are gone for good: understudy start --force"
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -314,7 +337,7 @@ mod tests;
 struct Control(Arc<Daemon>);
 
 impl Handler for Control {
-    fn handle(&self, request: Request) -> Response {
+    fn handle(&self, request: Request, tell: &mut dyn FnMut(Progress)) -> Response {
         let daemon = &self.0;
         let done = |result: Result<(), Response>| result.err().unwrap_or(Response::Done);
         match request {
@@ -326,6 +349,12 @@ impl Handler for Control {
             Request::Unprotect { vm } => {
                 done(daemon.live(&vm).map(|(vm, _)| vm.set_protection(Some(false), None)))
             }
+            Request::CreateSnapshot { vm, name } => daemon.create_snapshot(&vm, name, tell),
+            Request::ListSnapshots { vm } => daemon.list_snapshots(vm.as_deref()),
+            Request::RestoreSnapshot { vm, name, force, clone } => {
+                daemon.restore_snapshot(&vm, &name, force, clone, tell)
+            }
+            Request::DeleteSnapshot { vm, name } => daemon.delete_snapshot(&vm, &name, tell),
             Request::Console { .. } => {
                 Response::error(ErrorCode::BadRequest, "not a request for an answer")
             }

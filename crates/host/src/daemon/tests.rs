@@ -1,5 +1,7 @@
 //! Several hosts in one process, over loopback, with a small guest on the bare machine.
 
+mod snapshots;
+
 use super::*;
 use crate::config::ArbiterSection;
 use crate::control::Detail;
@@ -109,7 +111,7 @@ fn lab(names: &[&str], secrets: &[&str]) -> Lab {
             engine: None,
             is_terminal: false,
         };
-        let daemon = Arc::new(Daemon { env: Arc::new(env), vms: Mutex::new(BTreeMap::new()) });
+        let daemon = Arc::new(Daemon::new(Arc::new(env)));
         let is_off = Arc::new(AtomicBool::new(false));
         let (theirs, off) = (Arc::clone(&daemon), Arc::clone(&is_off));
         std::thread::spawn(move || {
@@ -164,7 +166,9 @@ impl Lab {
     }
 
     fn kept_states(&self, host: &str) -> usize {
-        std::fs::read_dir(self.dir.path().join(host)).unwrap().count()
+        let files = std::fs::read_dir(self.dir.path().join(host)).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains("diverged")).count()
     }
 }
 

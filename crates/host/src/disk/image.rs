@@ -111,6 +111,11 @@ impl Image {
         &self.path
     }
 
+    /// Whether it is a block device, which keeps its contents where others may use them.
+    pub(crate) fn is_device(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
+    }
+
     pub(super) fn fail(&self, action: &str, offset: u64, reason: &dyn Display) -> String {
         format!("cannot {action} disk image {} at {offset:#x}: {reason}", self.path.display())
     }
@@ -136,12 +141,12 @@ impl Image {
         Ok(data)
     }
 
-    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
         self.check_write(offset, data.len() as u64)?;
         self.file.write_all_at(data, offset).map_err(|e| self.fail("write", offset, &e))
     }
 
-    pub(super) fn flush(&self) -> Result<(), String> {
+    pub(crate) fn flush(&self) -> Result<(), String> {
         if self.readonly {
             return Ok(());
         }
@@ -149,7 +154,7 @@ impl Image {
     }
 
     /// Makes the range read as zeroes, by a hole where the file system has holes.
-    pub(super) fn zero(&mut self, offset: u64, len: u64) -> Result<(), String> {
+    pub(crate) fn zero(&mut self, offset: u64, len: u64) -> Result<(), String> {
         self.check_write(offset, len)?;
         if len == 0 {
             return Ok(());

@@ -146,6 +146,14 @@ impl MirrorWriter {
         write_zeroes(&self.file, offset, len).map_err(|e| self.error("zero", e))
     }
 
+    /// Makes what was written so far durable.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn sync(&self) -> Result<(), MirrorError> {
+        self.file.sync_all().map_err(|e| self.error("sync", e))
+    }
+
     /// Makes the copy durable and gives it its final name, replacing what was there.
     ///
     /// # Errors

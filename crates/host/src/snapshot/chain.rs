@@ -104,6 +104,29 @@ pub fn load_as(
     Ok(machine)
 }
 
+/// Takes a chunk of a disk, by its index.
+pub(crate) type VisitChunk<'a> = dyn FnMut(u64, &[u8]) -> Result<(), String> + 'a;
+
+/// Gives `visit` the chunks of a disk that are not all zero, each once.
+///
+/// # Errors
+/// One line: a file is no good, or what `visit` says.
+pub(crate) fn disk(chain: &[PathBuf], dev: u8, visit: &mut VisitChunk<'_>) -> Result<(), String> {
+    let mut refused = None;
+    let read = read(chain, &mut |item, _| {
+        let SnapshotItem::Chunk { dev: of, index, data } = item else { return Ok(()) };
+        if let Some(data) = data.filter(|_| of == dev) {
+            refused = visit(index, &data).err();
+        }
+        // Which error it is does not matter: the one that is told is the other.
+        if refused.is_some() { Err(SnapshotError::NotASnapshot(PathBuf::new())) } else { Ok(()) }
+    });
+    match refused {
+        Some(reason) => Err(reason),
+        None => read.map_err(|e| one_line(&e)),
+    }
+}
+
 /// Gives `visit` all that is in `chain`, newest first, each page and each chunk once, with the bytes read so far.
 fn read(
     chain: &[PathBuf],

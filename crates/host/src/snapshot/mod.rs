@@ -29,7 +29,7 @@ use machine::MachineSaved;
 use serde::{Deserialize, Serialize};
 
 pub use self::file::{SnapshotError, SnapshotItem, SnapshotReader, SnapshotWriter};
-pub(crate) use self::sweep::{DiskItems, Sweep, Taken};
+pub(crate) use self::sweep::{GIVEN_UP, Sweep, Taken, Written};
 
 /// Bytes of a SHA-256.
 pub const HASH_BYTES: usize = 32;

@@ -21,6 +21,21 @@ const AHEAD_MAX: u64 = 10_000;
 /// The rate of guest time that waits for the host's.
 const CRAWL: ClockRate = 1;
 
+/// The wall clock's base for a machine that goes on at `mtime` after a long pause: its real-time clock shows the host's time
+/// from there on. A short pause is made up for in guest time instead, see [`HostClock::attach`]; and no clock goes back.
+pub(crate) fn rtc_base_after_pause(mtime: u64, rtc_base_ns: u64) -> u64 {
+    let behind_ns = (wall_ns().saturating_sub(rtc_base_ns) / NS_PER_TICK)
+        .saturating_sub(mtime)
+        .saturating_mul(NS_PER_TICK);
+    let is_short = u128::from(behind_ns) < JUMP_MAX.as_nanos();
+    if is_short { rtc_base_ns } else { rtc_base_ns.saturating_add(behind_ns) }
+}
+
+fn wall_ns() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Maps the host's monotonic clock to guest time.
 #[derive(Debug)]
 pub(crate) struct HostClock {
@@ -33,9 +48,7 @@ impl HostClock {
     /// Attaches the host's clock to a machine at `mtime`. When the wall clock says that guest time is a little behind
     /// (a failover took that long), the difference is made up.
     pub(crate) fn attach(mtime: u64, rtc_base_ns: u64) -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
-        let by_wall = wall_ns.saturating_sub(rtc_base_ns) / NS_PER_TICK;
+        let by_wall = wall_ns().saturating_sub(rtc_base_ns) / NS_PER_TICK;
         let behind = by_wall.saturating_sub(mtime);
         let jump = if behind < JUMP_MAX.as_nanos() as u64 / NS_PER_TICK { behind } else { 0 };
         Self { base: Instant::now(), base_mtime: mtime + jump, steps_per_us: 200.0 }
@@ -108,6 +121,18 @@ mod tests {
         let exact = 65536.0 * 10.0 / 300.0;
         assert!(f64::from(rate) < exact && f64::from(rate) > exact * 0.6, "{rate} {exact}");
         assert_eq!(quantised(f64::from(rate) * 1.02), rate);
+    }
+
+    #[test]
+    fn real_time_clock_catches_up_with_a_long_pause_and_never_goes_back() {
+        let (now, mtime) = (wall_ns(), 50 * TICKS_PER_SECOND);
+        let shown = |base: u64| rtc_base_after_pause(mtime, base) + mtime * NS_PER_TICK;
+        let pause = Duration::from_secs(3600).as_nanos() as u64;
+        let late = shown(now - mtime * NS_PER_TICK - pause);
+        assert!(late >= now - NS_PER_TICK && late < now + pause / 2, "{late} {now}");
+        for base in [now, now - mtime * NS_PER_TICK, now - mtime * NS_PER_TICK - 3_000_000_000] {
+            assert_eq!(rtc_base_after_pause(mtime, base), base);
+        }
     }
 
     #[test]

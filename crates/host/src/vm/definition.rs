@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use machine::config::{BootImages, MachineConfig};
 
+use super::origin::Origin;
 use super::ports::Ports;
 use super::shared::Shared;
 use super::vcpu::{DiskPort, Disks, Mail};
@@ -29,6 +30,17 @@ pub struct Definition {
     pub config: VmConfig,
     /// How to record a machine that is started on this host.
     pub record: Option<RecordOptions>,
+    /// What a machine that is started on this host begins with.
+    pub origin: Origin,
+}
+
+/// Draws what a new machine has of its own.
+pub(super) fn draw() -> Result<Drawn, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut rng_seed = vec![0; SEED_BYTES];
+    rustix::rand::getrandom(&mut rng_seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| format!("no random numbers from the kernel: {e}"))?;
+    Ok(Drawn { rtc_base_ns: u64::try_from(now.as_nanos()).unwrap_or(0), rng_seed })
 }
 
 impl Definition {
@@ -40,7 +52,7 @@ impl Definition {
         let base = file.parent().unwrap_or(Path::new("/"));
         let config =
             VmConfig::parse(&text, &file.display().to_string(), base).map_err(|e| e.to_string())?;
-        Ok(Self { text, file, config, record: None })
+        Ok(Self { text, file, config, record: None, origin: Origin::PowerOn })
     }
 
     pub(crate) fn digest_interval(&self) -> Duration {
@@ -58,15 +70,9 @@ impl Definition {
         (0..self.config.disks.len()).map(size).collect()
     }
 
-    /// What a new machine is made of.
+    /// What a machine at power-on is made of.
     pub(crate) fn machine(&self) -> Result<(MachineConfig, BootImages), String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut rng_seed = vec![0; SEED_BYTES];
-        rustix::rand::getrandom(&mut rng_seed, rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| format!("no random numbers from the kernel: {e}"))?;
-        let rtc_base_ns = u64::try_from(now.as_nanos()).unwrap_or(0);
-        let drawn = Drawn { rtc_base_ns, rng_seed };
-        let config = self.config.machine_config(&self.disk_sizes()?, drawn)?;
+        let config = self.config.machine_config(&self.disk_sizes()?, draw()?)?;
         Ok((config, self.config.boot_images()?))
     }
 

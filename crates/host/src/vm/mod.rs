@@ -17,13 +17,16 @@ mod definition;
 mod engine;
 pub mod flight;
 mod mailbox;
+mod origin;
 mod outputs;
 mod packets;
 mod ports;
 mod primary;
 mod protect;
+mod restore;
 mod secondary;
 mod shared;
+mod snapshots;
 mod vcpu;
 
 use std::collections::BTreeMap;
@@ -40,8 +43,11 @@ use replica::{ArbiterReply, Config, Event, HostId, LinkId, NotProtected, Protect
 pub use self::definition::Definition;
 pub use self::engine::EngineUse;
 pub(crate) use self::engine::choose as choose_engine;
+pub use self::origin::{Origin, Prepared};
 pub(crate) use self::protect::{BULK, LOG, Preamble};
+pub use self::restore::{Created, RestoreError, Target, prepare};
 pub use self::shared::StartOutcome;
+pub use self::snapshots::SnapshotTaken;
 
 use self::shared::{Question, Shared, mono_now, vm_id};
 use self::vcpu::{Mail, Vcpu, tracing};
@@ -87,6 +93,8 @@ pub struct Vm {
     env: Arc<Env>,
     /// Held through a start: no other lock is waited for longer than it takes. Two starts have one outcome each.
     starting: Mutex<()>,
+    /// Held while a snapshot is taken; who wants another one is refused meanwhile.
+    snapshots: Mutex<snapshots::Known>,
 }
 
 /// Starts a thread. The threads that acknowledge, release and keep time need little, but at once.
@@ -140,7 +148,12 @@ impl Vm {
         spawn("timer", move || run_timer(&timed))?;
         let protected = Arc::clone(&shared);
         spawn("protect", move || protect::run(&protected, &theirs, &jobs))?;
-        Ok(Self { shared, env: Arc::clone(env), starting: Mutex::new(()) })
+        Ok(Self {
+            shared,
+            env: Arc::clone(env),
+            starting: Mutex::new(()),
+            snapshots: Mutex::default(),
+        })
     }
 
     /// Its name.
@@ -178,7 +191,8 @@ impl Vm {
             if let Some(outcome) = self.shared.lock().start_outcome.take() {
                 return outcome;
             }
-            if Instant::now() > deadline {
+            // Once the right to run is won it may take long: disks may have to be written.
+            if Instant::now() > deadline && !self.shared.is_making.load(Ordering::SeqCst) {
                 self.shared.feed(Event::Stop);
                 let reason =
                     "the arbiter does not answer; make it reachable and start again".to_owned();
@@ -340,6 +354,13 @@ impl Vm {
     #[cfg(test)]
     pub(crate) fn flip_byte(&self) {
         self.shared.mailbox.post(Mail::Flip);
+    }
+
+    /// A disk of the machine that runs here.
+    #[cfg(test)]
+    pub(crate) fn disk(&self, dev: usize) -> Option<Arc<crate::disk::DiskHandle>> {
+        let inner = self.shared.lock();
+        Some(Arc::clone(&inner.ports.as_ref()?.disks.get(dev)?.handle))
     }
 
     /// How long the guest stood still when protection last started, in microseconds.

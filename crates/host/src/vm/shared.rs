@@ -144,6 +144,8 @@ pub(crate) struct Shared {
     pub(crate) digests: AtomicU64,
     /// Whether anybody replays the log, so that digests are worth taking.
     pub(crate) has_follower: AtomicBool,
+    /// The vCPU thread makes a machine, which may take its time.
+    pub(crate) is_making: AtomicBool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -231,6 +233,7 @@ impl Shared {
             icount: AtomicU64::new(0),
             digests: AtomicU64::new(0),
             has_follower: AtomicBool::new(false),
+            is_making: AtomicBool::new(false),
         })
     }
 

@@ -12,11 +12,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use eventlog::LogPos;
+use eventlog::{ClockBase, Encoder, LogPos};
 use machine::io::Input;
 use machine::{Machine, MachineSaved};
 use replica::{Event, LinkId};
@@ -26,9 +26,11 @@ use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
 use super::engine::{self, EngineUse};
 use super::flight::FlightPlan;
+use super::origin::log_start;
 use super::primary::Primary;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
+use super::snapshots::{Order, Run};
 use crate::disk::{Completion, DiskHandle};
 use crate::one_line::one_line;
 use crate::recording::Recorder;
@@ -52,7 +54,11 @@ pub(crate) enum Mail {
     Run { generation: u64 },
     /// Take a snapshot and send it.
     Snapshot { attempt: u64, link: LinkId, sender: Box<RamSender> },
-    /// The snapshot is not wanted any more.
+    /// Say what the machine is that runs here.
+    DescribeRun(mpsc::Sender<Run>),
+    /// Take a snapshot and write it.
+    TakeSnapshot(Box<Order>),
+    /// The snapshot for a secondary is not wanted any more.
     AbandonSnapshot { attempt: u64 },
     /// The machine to follow with.
     Follow { link: LinkId, loaded: Box<Loaded> },
@@ -167,6 +173,8 @@ impl Vcpu {
                 | Mail::GoLive { .. }
                 | Mail::Snapshot { .. }
                 | Mail::AbandonSnapshot { .. }
+                | Mail::DescribeRun(_)
+                | Mail::TakeSnapshot(_)
                 | Mail::StopMachine
                 | Mail::PowerOff
                 | Mail::KeepState,
@@ -177,7 +185,9 @@ impl Vcpu {
 
     fn start(&mut self, generation: u64) {
         self.early_log.clear();
-        let outcome = match self.make_machine() {
+        self.shared.is_making.store(true, Ordering::SeqCst);
+        let made = self.make_machine();
+        let outcome = match made {
             Ok(primary) => {
                 self.role = Role::Primary(Box::new(primary));
                 StartOutcome::Running
@@ -187,6 +197,7 @@ impl Vcpu {
         let failed = matches!(outcome, StartOutcome::Failed { .. });
         tracing(&self.shared, &format!("start in generation {generation}: {outcome:?}"));
         self.shared.lock().start_outcome = Some(outcome);
+        self.shared.is_making.store(false, Ordering::SeqCst);
         if failed {
             self.shared.clear_machine();
             self.shared.feed(Event::Stop);
@@ -196,8 +207,18 @@ impl Vcpu {
     fn make_machine(&self) -> Result<Primary, String> {
         let definition =
             self.definition.as_ref().ok_or("no definition of this VM is known here")?;
-        let (config, images) = definition.machine()?;
-        let mut machine = Machine::new(config, images).map_err(|e| e.to_string())?;
+        let (mut machine, log, restored) = match definition.origin.take()? {
+            None => {
+                let (config, images) = definition.machine()?;
+                let machine = Machine::new(config, images).map_err(|e| e.to_string())?;
+                (machine, (LogPos::default(), ClockBase::default()), None)
+            }
+            Some(prepared) => {
+                let (machine, restored) = prepared.begin()?;
+                let log = log_start(&machine);
+                (machine, log, restored)
+            }
+        };
         self.choose_engine(&mut machine);
         crate::huge::advise(machine.ram().bytes());
         let disks = definition.open(&self.shared, true)?;
@@ -209,7 +230,9 @@ impl Vcpu {
             }
             None => Recorder::default(),
         };
-        Ok(Primary::fresh(machine, disks, definition).recorded(recording))
+        let encoder = Encoder::new(log.0, log.1);
+        let primary = Primary::new(machine, disks, encoder, definition).recorded(recording);
+        Ok(primary.beginning(restored))
     }
 
     /// Gives a machine this host's engine.

@@ -14,7 +14,7 @@ use host::config::{
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::recording::{About, RecordLimit, RecordOptions, parse_duration, start};
-use host::vm::{Definition, Env, StartOutcome, Vm};
+use host::vm::{Definition, Env, Origin, StartOutcome, Vm};
 use machine::engine::EngineKind;
 use machine::io::HaltReason;
 
@@ -148,7 +148,8 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         snapshot_interval: args.snapshot_interval,
         about,
     });
-    Ok(Definition { text: String::new(), file: PathBuf::new(), config, record })
+    let (text, file, origin) = (String::new(), PathBuf::new(), Origin::PowerOn);
+    Ok(Definition { text, file, config, record, origin })
 }
 
 /// Runs the VM until it powers off or is stopped; the exit status is the guest's.
