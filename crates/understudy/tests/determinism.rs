@@ -153,7 +153,7 @@ fn assert_extracts(work: &Path, dir: &Path, base: &Path) {
         == fs::read(work.join(DISK_AFTER)).expect("it is there");
     assert!(same, "{}", whole.words);
     let frames = fs::read(&pcap).expect("it was made");
-    let found = frames.windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"set"));
+    let found = frames.windows(5).any(|bytes| bytes.eq_ignore_ascii_case(b"rpush"));
     assert!(found, "{}", whole.words);
     // A file that is there is not written over, and a disk of another size is refused.
     let again = replay(dir, &args[..4]);
