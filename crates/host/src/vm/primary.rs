@@ -13,12 +13,13 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use eventlog::{ClockBase, Encoder, Entry, LogPos, Record};
+use eventlog::{Encoder, Entry, Record};
 use machine::Machine;
 use machine::board::NetRoom;
 use machine::io::{BlkOp, HaltReason, Input, Output, OutputKind};
 use machine::machine::Exit;
 use machine::offload::Offloads;
+use machine::ram::Epoch;
 use replica::{Event, LinkId};
 
 use super::bulk::{RamSender, SnapshotHead};
@@ -26,11 +27,12 @@ use super::clock::HostClock;
 use super::definition::Definition;
 use super::engine::EngineUse;
 use super::shared::Shared;
+use super::snapshots::{Order, Saver};
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
 use crate::disk::Completion;
 use crate::one_line::one_line;
 use crate::recording::Recorder;
-use crate::snapshot::Sweep;
+use crate::snapshot::{SnapshotId, Sweep};
 
 /// Length of a slice in microseconds of host time.
 const SLICE_US: f64 = 1000.0;
@@ -63,6 +65,8 @@ pub(crate) struct Primary {
     snapshot: Option<SnapshotUnderWay>,
     /// A snapshot for a new secondary that is to follow one for the recording.
     snapshot_next: Option<(LinkId, SnapshotUnderWay)>,
+    /// The snapshots that people take.
+    saver: Saver,
     /// What each network device's tap was told that the guest takes; nothing when it was opened.
     offloads: Vec<Offloads>,
     /// Requests that the guest was told are done before this host went live, while its own disk still had them to do.
@@ -79,12 +83,7 @@ pub(crate) struct Primary {
 }
 
 impl Primary {
-    /// A machine at power-on.
-    pub(crate) fn fresh(machine: Machine, disks: Disks, definition: &Definition) -> Self {
-        Self::new(machine, disks, Encoder::new(LogPos::default(), ClockBase::default()), definition)
-    }
-
-    /// A machine that goes on from the end of the log that it has replayed.
+    /// A machine that goes on from the end of a log.
     pub(crate) fn new(
         machine: Machine,
         disks: Disks,
@@ -105,6 +104,7 @@ impl Primary {
             clock,
             snapshot: None,
             snapshot_next: None,
+            saver: Saver::default(),
             settled: BTreeSet::new(),
             digest_interval: definition.digest_interval(),
             digest_took: Duration::ZERO,
@@ -117,6 +117,21 @@ impl Primary {
     /// With a recording of everything from here on.
     pub(crate) fn recorded(self, recording: Recorder) -> Self {
         Self { recording, ..self }
+    }
+
+    /// As a machine that begins to run here, at power-on or in a state in which it was at an epoch of its memory. What it
+    /// waits for there is asked for anew: nobody else has it.
+    pub(crate) fn beginning(mut self, restored: Option<(SnapshotId, Epoch)>) -> Self {
+        self.saver = Saver::of(restored);
+        for kind in self.machine.outstanding() {
+            if let OutputKind::Blk { dev, id, op } = kind
+                && let Some(disk) = self.disks.get(usize::from(dev)).filter(|d| d.is_mirrored)
+            {
+                disk.handle.submit(id, op);
+            }
+        }
+        self.answer_outstanding(Completions::new(), BTreeSet::new());
+        self
     }
 
     /// Gives the guest answers to requests that were made before this host went live.
@@ -277,6 +292,12 @@ impl Primary {
                     self.end_snapshot();
                 }
             }
+            Mail::DescribeRun(told) => {
+                let run = shared.disk_epoch.load(Ordering::Relaxed);
+                // Who asked may not wait any more.
+                drop(told.send(self.saver.describe(run, &self.machine)));
+            }
+            Mail::TakeSnapshot(order) => self.saver.order(order),
             Mail::StopMachine => {
                 self.collect();
                 self.hand_over(shared);
@@ -500,6 +521,18 @@ impl Primary {
         self.snapshot = Some(SnapshotUnderWay { attempt, sender });
     }
 
+    /// Begins a snapshot for people, of this moment.
+    fn begin_save(&mut self, shared: &Shared, order: Order) {
+        let since = Instant::now();
+        // The log position of the snapshot is that of the machine, and its disks have all its requests.
+        self.collect();
+        self.record(self.machine.icount(), Entry::Mark);
+        self.hand_over(shared);
+        let run = shared.disk_epoch.load(Ordering::Relaxed);
+        let at = (self.encoder.end(), self.encoder.clock());
+        self.saver.begin(order, run, &mut self.machine, &self.disks, at, since);
+    }
+
     fn end_snapshot(&mut self) {
         // The copies of the disks are the protect thread's to abort: by now they may be those of the next attempt.
         if self.snapshot.take().is_some() {
@@ -509,10 +542,16 @@ impl Primary {
 
     /// Sends some pages of the snapshot under way; says whether there is more to do at once.
     fn pump_snapshot(&mut self, shared: &Shared) -> bool {
-        if Sweep::is_free(&self.machine)
-            && let Some((link, next)) = self.snapshot_next.take()
-        {
-            self.begin_snapshot(shared, link, next);
+        let is_free = self.snapshot.is_none() && !self.saver.is_busy();
+        if is_free && Sweep::is_free(&self.machine) {
+            if let Some((link, next)) = self.snapshot_next.take() {
+                self.begin_snapshot(shared, link, next);
+            } else if let Some(order) = self.saver.take_order() {
+                self.begin_save(shared, *order);
+            }
+        }
+        if self.saver.is_busy() {
+            return self.saver.pump(&mut self.machine);
         }
         let Some(s) = &mut self.snapshot else { return self.recording.pump(&mut self.machine) };
         let pages = self.machine.ram().pages();
