@@ -71,6 +71,8 @@ enum Command {
     },
     /// Give a VM's secondary up.
     Unprotect(cli::client::VmArgs),
+    /// Take, list, restore and delete snapshots of VMs.
+    Snapshot(cli::snapshot::SnapshotArgs),
     /// Power a VM off, at once.
     Stop(cli::client::VmArgs),
 }
@@ -112,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Unprotect(args) => {
             cli::client::simple(&args, |vm| host::control::Request::Unprotect { vm })
         }
+        Command::Snapshot(args) => cli::snapshot::run(args),
         Command::Stop(args) => cli::client::simple(&args, |vm| host::control::Request::Stop { vm }),
     }
 }

@@ -66,7 +66,7 @@ pub(crate) struct ConsoleArgs {
     dev: u8,
 }
 
-fn connect(socket: &Socket) -> anyhow::Result<Client> {
+pub(crate) fn connect(socket: &Socket) -> anyhow::Result<Client> {
     Client::connect(&socket.socket).map_err(|e| {
         anyhow::anyhow!(
             "{}; is the daemon running (understudy host)?",
@@ -76,7 +76,7 @@ fn connect(socket: &Socket) -> anyhow::Result<Client> {
 }
 
 /// An answer that is no success as an error with its exit status.
-fn refuse(response: Response) -> anyhow::Error {
+pub(crate) fn refuse(response: Response) -> anyhow::Error {
     match response {
         Response::Error { code, message } => {
             let code = match code {

@@ -5,6 +5,7 @@ pub(crate) mod debug;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod run;
+pub(crate) mod snapshot;
 mod terminal;
 
 use std::io::Write as _;
