@@ -191,6 +191,38 @@ fn two_harts_replay_the_same() {
 }
 
 #[test]
+fn moment_of_the_past_goes_on_live_in_another_way() {
+    let files = guest(GuestKind::Minimal);
+    let work = tempfile::tempdir().expect("room for temporary files");
+    let dir = work.path().join("recording");
+    let mut command = run_command(&files, 1, "");
+    command.arg("--initrd").arg(&files.initrd).arg("--record").arg(&dir);
+    let mut live = Running::start(&mut command);
+    live.wait_for("understudy: shell ready");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    live.type_line("echo then $((30 + 1))");
+    live.wait_for("then 31");
+    live.type_line("exit");
+    assert_eq!(live.wait().code, Some(0));
+    let info = understudy().args(["record", "info", "-o", "json"]).arg(&dir).output();
+    let info: serde_json::Value =
+        serde_json::from_slice(&info.expect("it runs").stdout).expect("it is JSON");
+    let end = info["guest_seconds"].as_f64().expect("a number");
+    // While the shell waited for what was typed a second and a half later.
+    let until = format!("{}ms", ((end - 1.2) * 1000.0) as u64);
+    let mut command = understudy();
+    command.arg("replay").arg(&dir).args(["--until", &until, "--then-live"]);
+    let mut other = Running::start(&mut command);
+    other.wait_for("understudy: shell ready");
+    other.type_line("echo otherwise $((40 + 2))");
+    other.wait_for("otherwise 42");
+    other.type_line("exit");
+    let ended = other.wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.words);
+    assert!(!ended.console.contains("then 31"), "{}", ended.console);
+}
+
+#[test]
 fn full_disk_ends_the_recording_and_not_the_vm() {
     let files = guest(GuestKind::Minimal);
     if !is_inside("full_disk_ends_the_recording_and_not_the_vm") {

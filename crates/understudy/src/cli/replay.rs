@@ -5,13 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use host::config::{DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig};
 use host::one_line::one_line;
 use host::recording::{
     DiskExtract, Extract, Player, RecordingDir, RecordingInfo, ReplayEnd, ReplayOptions, Replayed,
     When, play,
 };
+use host::vm::{Definition, Origin, Prepared};
 use machine::engine::EngineKind;
 
+use super::run::live;
 use super::terminal::show;
 use super::{engine_line, failure, say, usage};
 
@@ -36,6 +39,9 @@ pub(crate) struct ReplayArgs {
     /// What a disk held when the recording began, for --disk-out: a raw image, which is only read.
     #[arg(long, value_name = "[N=]FILE", value_parser = numbered, requires = "disk_out")]
     disk_base: Vec<(u8, PathBuf)>,
+    /// Go on from there as a live VM in this terminal, cut off from every network. Its disks are the --disk-out images.
+    #[arg(long, requires = "until", conflicts_with = "verify")]
+    then_live: bool,
     /// Steps that the machine runs at a time. Makes no difference, as tests show with it.
     #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     slice: u64,
@@ -67,6 +73,9 @@ fn numbered(text: &str) -> Result<(u8, PathBuf), String> {
 pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let fail = |e: &dyn std::error::Error| failure(1, one_line(e));
     let recording = Arc::new(RecordingDir::open(&args.dir).map_err(|e| fail(&e))?);
+    if args.then_live {
+        check_disks(args, &recording)?;
+    }
     let until = match args.until {
         Some(when) => {
             let info = RecordingInfo::scan(&recording).map_err(|e| fail(&e))?;
@@ -83,7 +92,7 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let player = Player::open(&recording, 0, args.engine).map_err(|e| fail(&e))?;
     let mut extract = extract(args, &recording)?;
     extract.outstanding(player.machine().outstanding());
-    let (replayed, _) = play(player, options, &mut extract);
+    let (replayed, player) = play(player, options, &mut extract);
     let (packets, disks) = extract.finish().map_err(|e| fail(&e))?;
     report(args, &replayed, packets, &disks);
     if let Some(disk) = disks.iter().find(|disk| disk.mismatch.is_some()) {
@@ -91,9 +100,52 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         return Err(failure(1, format!("--disk-base is not what disk {} held: {why}", disk.dev)));
     }
     match replayed.end {
+        None if args.then_live => go_on(args, &recording, player),
         Some(ReplayEnd::Whole) | None => Ok(ExitCode::SUCCESS),
         Some(end) => Err(failure(1, end.to_string())),
     }
+}
+
+/// A VM that goes on needs all its disks.
+fn check_disks(args: &ReplayArgs, recording: &RecordingDir) -> anyhow::Result<()> {
+    for dev in 0..recording.start().config.disks.len() {
+        if !args.disk_out.iter().any(|(out, _)| usize::from(*out) == dev) {
+            let text = format!(
+                "--then-live needs --disk-out {dev}=FILE, and --disk-base {dev}=FILE if the VM is to find on its \
+                 disk {dev} what it has neither written nor read in the recording"
+            );
+            return Err(usage(text));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the machine of a replay live.
+fn go_on(args: &ReplayArgs, recording: &RecordingDir, player: Player) -> anyhow::Result<ExitCode> {
+    let machine = recording.start().config.clone();
+    let disk = |(dev, disk): (usize, &machine::config::DiskConfig)| {
+        let out = args.disk_out.iter().find(|(out, _)| usize::from(*out) == dev);
+        let path = out.map_or_else(PathBuf::new, |(_, path)| path.clone());
+        DiskSection { path, mode: DiskMode::Mirrored, readonly: disk.readonly }
+    };
+    let config = VmConfig {
+        name: recording.about().map_or("vm", |about| &about.vm).to_owned(),
+        memory: machine.ram_size,
+        harts: machine.harts,
+        kernel: None,
+        initrd: None,
+        bios: None,
+        append: recording.start().append.clone(),
+        consoles: machine.consoles,
+        rngs: machine.rngs,
+        disks: machine.disks.iter().enumerate().map(disk).collect(),
+        nets: vec![NetSection { bridge: None, tap: None, mac: None }; machine.nets.len()],
+        protection: ProtectionSection { enabled: false, ..ProtectionSection::default() },
+    };
+    let (text, file) = (String::new(), PathBuf::new());
+    let origin = Origin::state(Prepared::new(player.into_machine()));
+    say("live from here, without a network; Ctrl-a x stops it");
+    live(Definition { text, file, config, record: None, origin }, args.engine, args.stats)
 }
 
 /// What the options ask to take out.

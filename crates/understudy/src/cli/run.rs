@@ -155,7 +155,15 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
 /// Runs the VM until it powers off or is stopped; the exit status is the guest's.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (engine, has_stats) = (args.engine, args.stats);
-    let definition = definition(args)?;
+    live(definition(args)?, engine, has_stats)
+}
+
+/// Runs a VM in this terminal until it powers off or is stopped.
+pub(crate) fn live(
+    definition: Definition,
+    engine: Option<EngineKind>,
+    has_stats: bool,
+) -> anyhow::Result<ExitCode> {
     let env = Arc::new(Env {
         host: "localhost".to_owned(),
         secret: Secret::new(&[0; 16])?,
