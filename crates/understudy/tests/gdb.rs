@@ -547,7 +547,54 @@ fn interrupts_stop_a_run_wherever_they_come() {
     }
 }
 
-/// A recording of a boot of Debian's kernel, and where it has some functions.
+#[test]
+fn the_hart_that_steps_back_is_the_one_named_or_else_the_one_looked_at() {
+    let recorded = Recorded::new();
+    let server = Server::start(&recorded.dir, &["--at", "8200"]);
+    let mut client = server.connect();
+    // Both have made steps by now. Requests, and the hart whose step is undone.
+    for (requests, thread) in [
+        (&["Hg2", "Hc0"][..], "thread:02"),
+        (&["Hg1", "Hc2"], "thread:02"),
+        (&["Hg1", "Hc-1"], "thread:01"),
+        (&["Hg2", "Hc1"], "thread:01"),
+        (&["Hg1", "Hcp1.0"], "thread:01"),
+    ] {
+        for request in requests {
+            assert_eq!(client.ask(request), "OK", "{request}");
+        }
+        let stop = client.ask("bs");
+        assert!(stop.starts_with("T05") && stop.contains(thread), "{requests:?}: {stop}");
+    }
+    for refused in ["M80000000,1:00", "X80000000,0:", "P20=0000000000000000", "G00"] {
+        assert!(client.ask(refused).starts_with("E.a replay is the past"), "{refused}");
+    }
+    assert_eq!(client.ask("mfffffffffffffffe,4"), "E16");
+    assert_eq!(client.ask("p0").len(), 16);
+}
+
+#[test]
+fn a_gdb_that_is_started_here_is_connected_and_shows_where_it_was_taken() {
+    let recorded = Recorded::new();
+    let mut command = understudy();
+    command.arg("debug").arg(&recorded.dir).args(["--listen", "127.0.0.1:0", "--gdb", "--"]);
+    command.args([
+        "-nx",
+        "-batch",
+        "-ex",
+        "p $icount",
+        "-ex",
+        "monitor goto 55",
+        "-ex",
+        "p $icount",
+    ]);
+    let output = command.arg(&recorded.program.elf).output().expect("the program under test runs");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("$1 = 0\n") && printed.contains("$2 = 55\n"), "{printed}");
+}
+
+/// A recording of a boot of Debian's kernel, and where it has a function.
 fn record_boot(work: &Path) -> (PathBuf, u64) {
     let files = guest(GuestKind::Minimal);
     let dir = work.join("boot");

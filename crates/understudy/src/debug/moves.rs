@@ -61,7 +61,8 @@ impl Debuggee {
     /// Steps back, and looks whether that went over an access to what is watched.
     fn step_back(&mut self) -> Stop {
         let from = self.timeline.icount();
-        let stop = self.timeline.reverse_step(self.hart, &self.interrupt);
+        let hart = self.moving.unwrap_or(self.hart);
+        let stop = self.timeline.reverse_step(hart, &self.interrupt);
         if self.watched.is_empty() || !matches!(stop, Stop::Done { .. }) {
             return stop;
         }

@@ -40,8 +40,12 @@ pub(crate) fn screen(target: &mut Debuggee, body: &[u8]) -> Screened {
             }
             Screened::On
         }
-        // The next request is for any thread or for all: the crate would take the first one, and none.
-        [b'H', b'c', thread @ ..] if thread_id(thread).is_none() => answer("OK"),
+        [b'H', b'c', thread @ ..] => {
+            let thread = thread_id(thread);
+            target.moving = thread.map(|thread| target.hart_of(thread));
+            // For any thread the crate would take the first one, and for all none.
+            if thread.is_some() { Screened::On } else { answer("OK") }
+        }
         [b'M' | b'X' | b'P' | b'G', ..] => Screened::Refused(format!("E.{REFUSAL}")),
         [b'm', range @ ..] if !is_sound(range) => answer("E16"),
         _ => Screened::On,

@@ -9,7 +9,9 @@
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::{GdbStubStateMachine, GdbStubStateMachineInner, state};
@@ -39,10 +41,14 @@ impl From<StubError> for SessionError {
     }
 }
 
+/// While a command takes longer than that, the client hears that it is still being done: GDB waits two seconds.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
 /// The way to the client: an answer is sent as a whole.
 #[derive(Debug)]
 struct Outbox {
-    stream: TcpStream,
+    // Held while a packet is sent, by the session or by the thread that gives a sign of life.
+    stream: Arc<Mutex<TcpStream>>,
     waiting: Vec<u8>,
 }
 
@@ -60,8 +66,12 @@ impl Connection for Outbox {
     }
 
     fn flush(&mut self) -> Result<(), Self::Error> {
-        Write::write_all(&mut self.stream, &std::mem::take(&mut self.waiting))
+        send(&self.stream, &std::mem::take(&mut self.waiting))
     }
+}
+
+fn send(stream: &Mutex<TcpStream>, packets: &[u8]) -> std::io::Result<()> {
+    Write::write_all(&mut *stream.lock().unwrap_or_else(PoisonError::into_inner), packets)
 }
 
 type Stub<'a> = GdbStubStateMachine<'a, Debuggee, Outbox>;
@@ -76,8 +86,10 @@ pub(crate) fn serve(
     stream.set_nodelay(true)?;
     target.forget_client();
     let inbox = Inbox::open(stream.try_clone()?, Arc::clone(&target.interrupt))?;
-    let mut session = Session { inbox, target, acknowledges: true, tell };
-    let stub = GdbStub::builder(Outbox { stream, waiting: Vec::new() })
+    let stream = Arc::new(Mutex::new(stream));
+    let outbox = Outbox { stream: Arc::clone(&stream), waiting: Vec::new() };
+    let mut session = Session { inbox, stream, target, acknowledges: true, tell };
+    let stub = GdbStub::builder(outbox)
         .packet_buffer_size(PACKET_MAX)
         .build()
         .map_err(|e| SessionError::Protocol(e.to_string()))?;
@@ -105,6 +117,7 @@ pub(crate) fn serve(
 
 struct Session<'t> {
     inbox: Inbox,
+    stream: Arc<Mutex<TcpStream>>,
     target: &'t mut Debuggee,
     /// The client wants to hear that its packets arrived.
     acknowledges: bool,
@@ -129,6 +142,9 @@ impl Session<'_> {
             Received::Interrupt => return Ok(idle.into()),
         };
         let answer = match screen(self.target, &body) {
+            Screened::On if body.starts_with(b"qRcmd,") && !self.acknowledges => {
+                return self.pass_on_alive(idle, &body);
+            }
             Screened::On => return self.pass_on(idle, &body),
             Screened::Answer(answer) => answer,
             Screened::Refused(answer) => {
@@ -143,6 +159,24 @@ impl Session<'_> {
         out.write_all(&frame(answer.as_bytes()))?;
         out.flush()?;
         Ok(idle.into())
+    }
+
+    /// Passes on a request that may take long, and shows GDB meanwhile that there is no need to give up: with nothing, on
+    /// its console.
+    fn pass_on_alive<'a>(&mut self, idle: Idle<'a>, body: &[u8]) -> Result<Stub<'a>, SessionError> {
+        let stream = Arc::clone(&self.stream);
+        std::thread::scope(|scope| {
+            let (done, is_done) = channel::<()>();
+            scope.spawn(move || {
+                while is_done.recv_timeout(SIGN_OF_LIFE) == Err(RecvTimeoutError::Timeout) {
+                    // A connection that is gone is found by whoever sends the answer.
+                    drop(send(&stream, &console("")));
+                }
+            });
+            let passed = self.pass_on(idle, body);
+            drop(done);
+            passed
+        })
     }
 
     fn pass_on<'a>(&mut self, idle: Idle<'a>, body: &[u8]) -> Result<Stub<'a>, SessionError> {

@@ -62,7 +62,7 @@ pub(crate) enum Move {
     Range(usize, u64, u64),
     /// Back to the stop before.
     ReverseContinue,
-    /// Back by one step of the hart that the client looks at.
+    /// Back by one step of the hart that the client named for it, or else of the one that it looks at.
     ReverseStep,
 }
 
@@ -77,6 +77,8 @@ pub(crate) struct Debuggee {
     pub(crate) next: Move,
     /// The hart that the client looks at: that of the last stop, or the one that it has chosen since.
     pub(crate) hart: usize,
+    /// The hart that the client named for its moves.
+    pub(crate) moving: Option<usize>,
     pub(crate) software: BTreeSet<u64>,
     pub(crate) hardware: BTreeSet<u64>,
     pub(crate) watched: Vec<Watch>,
@@ -98,6 +100,7 @@ impl Debuggee {
             is_physical: false,
             next: Move::Continue,
             hart: 0,
+            moving: None,
             software: BTreeSet::new(),
             hardware: BTreeSet::new(),
             watched: Vec::new(),
@@ -110,6 +113,7 @@ impl Debuggee {
     pub(crate) fn forget_client(&mut self) {
         self.interrupt = Arc::default();
         self.is_physical = false;
+        self.moving = None;
         self.software.clear();
         self.hardware.clear();
         self.watched.clear();
@@ -301,7 +305,7 @@ impl MultiThreadSchedulerLocking for Debuggee {
 
 impl ReverseStep<Tid> for Debuggee {
     fn reverse_step(&mut self, _: Tid) -> Result<(), Infallible> {
-        // GDB names no thread here, but has chosen one to look at.
+        // The crate would take the first thread for any thread.
         self.next = Move::ReverseStep;
         Ok(())
     }
