@@ -151,7 +151,7 @@ enum Which {
     Protect,
     /// Speed beside QEMU's TCG.
     Engine(EngineArgs),
-    /// Cost of recording, size of the log, replay, going back in time.
+    /// Cost of recording, size of the log, replay, going back in time, pause for a snapshot.
     Record(record::RecordArgs),
     /// All of them.
     All(Counts),

@@ -14,6 +14,8 @@ use host::control::{Client, ControlError, Detail, Protection, Request, Response,
 
 /// How long a daemon may take to tell a machine's state.
 const STATUS_MAX: Duration = Duration::from_secs(1);
+/// How long a daemon may take to write a snapshot.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(120);
 /// How long a daemon may take to start a machine.
 const START_MAX: Duration = Duration::from_secs(30);
 
@@ -92,6 +94,18 @@ impl Control {
     /// Has the daemon give the secondary of the machine `name` up.
     pub(crate) fn unprotect(&self, name: &str) -> anyhow::Result<()> {
         self.done(Request::Unprotect { vm: name.to_owned() }, START_MAX)
+    }
+
+    /// Takes a snapshot of the machine `name`; how long the guest stood still, and bytes of memory in it.
+    pub(crate) fn snapshot(&self, name: &str) -> anyhow::Result<(Duration, u64)> {
+        let request = Request::CreateSnapshot { vm: name.to_owned(), name: None };
+        match self.ask(request, SNAPSHOT_MAX)? {
+            Response::SnapshotTaken { pause_us, memory_bytes, .. } => {
+                Ok((Duration::from_micros(pause_us), memory_bytes))
+            }
+            Response::Error { message, .. } => bail!("the daemon refuses: {message}"),
+            other => bail!("unexpected answer {other:?}"),
+        }
     }
 
     /// A connection to the first console of the machine `name`, and what came on it already.

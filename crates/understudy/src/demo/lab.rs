@@ -402,7 +402,7 @@ fn path_text(path: &Path) -> anyhow::Result<&str> {
 }
 
 /// A path as a TOML string.
-fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
 }
@@ -427,7 +427,8 @@ fn logged<'a>(
     Ok(command.stdout(Stdio::from(log)).stderr(Stdio::from(also)))
 }
 
-fn write_secret(path: &Path) -> anyhow::Result<()> {
+/// A new secret for hosts.
+pub(crate) fn write_secret(path: &Path) -> anyhow::Result<()> {
     let mut bytes = [0u8; 32];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

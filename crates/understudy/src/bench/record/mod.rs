@@ -1,4 +1,5 @@
-//! What it costs to record a machine, how soon a recording is run again, and how long it takes to go back in one.
+//! What it costs to record a machine, how soon a recording is run again, how long it takes to go back in one, and how long
+//! a snapshot takes.
 //!
 //! # Place
 //! Called by the bench, inside its namespaces. Machines and workloads are those of [`super::engine`]; recordings are read
@@ -8,6 +9,7 @@
 //! - INV-RECORDED-1: nothing is scaled: a time is that of the recording that was replayed, whose length stands beside it.
 
 mod idle;
+mod pause;
 mod reverse;
 mod speed;
 
@@ -45,6 +47,8 @@ pub(crate) enum Part {
     Idle,
     /// Going back.
     Reverse,
+    /// Snapshots of a busy machine.
+    Snapshot,
 }
 
 /// What is measured, and of what.
@@ -59,7 +63,7 @@ pub(crate) struct RecordArgs {
     /// Speed: these workloads only.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
-    /// Speed: how often each workload is measured. Idle: how often the recording is replayed.
+    /// Speed: how often each workload is measured. Idle: how often the recording is replayed. Snapshot: 5 for each.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     turns: u32,
     /// Idle: a recording of an idle machine [default: one of Debian is made].
@@ -102,8 +106,12 @@ pub(crate) fn run(dir: &Path, guests: &Guests, args: &RecordArgs) -> anyhow::Res
     let mut section = Section::new("record");
     let mut failures = Vec::new();
     type Measure = fn(&Path, &Guests, &RecordArgs, &mut Section) -> anyhow::Result<()>;
-    let parts: [(Part, Measure); 3] =
-        [(Part::Speed, speed::run), (Part::Idle, idle::run), (Part::Reverse, reverse::run)];
+    let parts: [(Part, Measure); 4] = [
+        (Part::Speed, speed::run),
+        (Part::Idle, idle::run),
+        (Part::Reverse, reverse::run),
+        (Part::Snapshot, pause::run),
+    ];
     for (part, measure) in parts.into_iter().filter(|(part, _)| args.has(*part)) {
         if let Err(error) = measure(dir, guests, args, &mut section) {
             failures.push(host::one_line::flatten(&format!("{part:?}: {error:#}")));
