@@ -74,19 +74,20 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The entry for `input` on a mirrored disk: data of a successful read stay out of the log.
+    /// The entry that stands for `input` on a mirrored disk, where that is another one: data of a successful read stay
+    /// out of the log.
     #[must_use]
-    pub fn mirrored(input: &Input) -> Self {
+    pub fn mirrored(input: &Input) -> Option<Self> {
         match input {
             Input::BlkDone { dev, id, status: BlkStatus::Ok, data } if !data.is_empty() => {
-                Self::BlkReadLocal { dev: *dev, id: *id }
+                Some(Self::BlkReadLocal { dev: *dev, id: *id })
             }
             Input::BlkDone { .. }
             | Input::Clock { .. }
             | Input::NetRx { .. }
             | Input::Console { .. }
             | Input::Entropy { .. }
-            | Input::PowerOff => Self::Input(input.clone()),
+            | Input::PowerOff => None,
         }
     }
 }

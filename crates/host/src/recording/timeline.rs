@@ -377,11 +377,8 @@ impl Timeline {
         let start = starts.iter().rev().find(|s| **s <= icount).copied().unwrap_or(0);
         let here = self.player.icount();
         let kept = self.kept.iter().rposition(|k| k.icount <= icount);
-        let nearest = match kept {
-            _ if here <= icount && self.stands_before_records() => Some(here),
-            Some(at) => Some(self.kept[at].icount),
-            None => None,
-        };
+        let stays = here < icount || here == icount && self.player.is_before_records();
+        let nearest = if stays { Some(here) } else { kept.map(|at| self.kept[at].icount) };
         if nearest.is_none_or(|near| start > near.saturating_add(JUMP_STEPS)) {
             let opened = Player::open(&self.recording, icount, self.engine);
             self.player = opened.map_err(|e| Stop::End {
@@ -391,17 +388,10 @@ impl Timeline {
                 },
             })?;
             self.begin();
-        } else if nearest != Some(here) || here > icount {
-            if let Some(at) = kept {
-                self.back_to(at);
-            }
+        } else if let Some(at) = kept.filter(|_| !stays) {
+            self.back_to(at);
         }
         Ok(())
-    }
-
-    /// Whether nothing of the log was applied at this step.
-    fn stands_before_records(&self) -> bool {
-        self.player.is_before_records()
     }
 
     // --- Moving ------------------------------------------------------------------------------------------------

@@ -160,14 +160,22 @@ impl Primary {
     }
 
     /// Applies an input here and logs it.
-    fn input(&mut self, input: &Input, entry: Entry) {
+    fn input(&mut self, input: &Input) {
         let icount = self.machine.icount();
-        if self.machine.apply(input).is_err() {
-            // It names what the guest has reset meanwhile: nothing happened, and nothing is logged.
-            return;
+        if self.apply(icount, input) {
+            let appended = self.encoder.append_input(icount, input, &mut self.bytes);
+            appended.expect("own inputs are cut to what the log takes");
         }
-        self.recording.input(icount, input);
-        self.record(icount, entry);
+    }
+
+    /// Applies an input here; says whether it is to be logged.
+    fn apply(&mut self, icount: u64, input: &Input) -> bool {
+        // If it names what the guest has reset meanwhile, nothing happens, and nothing is logged.
+        let is_applied = self.machine.apply(input).is_ok();
+        if is_applied {
+            self.recording.input(icount, input);
+        }
+        is_applied
     }
 
     fn record(&mut self, icount: u64, entry: Entry) {
@@ -182,8 +190,15 @@ impl Primary {
         let mirrored = self.disks.get(usize::from(done.dev)).is_some_and(|d| d.is_mirrored);
         let input =
             Input::BlkDone { dev: done.dev, id: done.id, status: done.status, data: done.data };
-        let entry = if mirrored { Entry::mirrored(&input) } else { Entry::Input(input.clone()) };
-        self.input(&input, entry);
+        let icount = self.machine.icount();
+        match Entry::mirrored(&input).filter(|_| mirrored) {
+            Some(entry) => {
+                if self.apply(icount, &input) {
+                    self.record(icount, entry);
+                }
+            }
+            None => self.input(&input),
+        }
     }
 
     /// Gives the guest what its networks have for it, as far as it has buffers. Says whether there was anything.
@@ -204,7 +219,7 @@ impl Primary {
                     self.tick(Instant::now());
                 }
                 let input = Input::NetRx { dev, packet };
-                self.input(&input, Entry::Input(input.clone()));
+                self.input(&input);
                 if self.bytes.len() >= LOG_PIECE_BYTES {
                     self.hand_over(shared);
                 }
@@ -236,7 +251,7 @@ impl Primary {
                 done.dev
             );
             tracing(shared, &what);
-            self.input(&Input::PowerOff, Entry::Input(Input::PowerOff));
+            self.input(&Input::PowerOff);
             self.lost = Some(what);
         }
     }
@@ -257,7 +272,7 @@ impl Primary {
             }
         }
         let input = Input::Entropy { dev, bytes };
-        self.input(&input, Entry::Input(input.clone()));
+        self.input(&input);
     }
 
     /// Mail for a live machine.
@@ -265,7 +280,7 @@ impl Primary {
         match mail {
             Mail::Input(input) => {
                 self.tick(Instant::now());
-                self.input(&input, Entry::Input(input.clone()));
+                self.input(&input);
             }
             Mail::DiskDone { done, .. } => {
                 self.tick(Instant::now());
@@ -279,7 +294,7 @@ impl Primary {
                     self.hand_over(shared);
                 }
             }
-            Mail::PowerOff => self.input(&Input::PowerOff, Entry::Input(Input::PowerOff)),
+            Mail::PowerOff => self.input(&Input::PowerOff),
             Mail::Snapshot { attempt, link, sender } => {
                 self.end_snapshot();
                 self.snapshot_next = Some((link, SnapshotUnderWay { attempt, sender }));
@@ -325,7 +340,7 @@ impl Primary {
     fn tick(&mut self, now: Instant) {
         let (mtime, rate) = (self.machine.mtime(), self.machine.clock().rate());
         if let Some(input) = self.clock.correction(now, mtime, rate) {
-            self.input(&input, Entry::Input(input.clone()));
+            self.input(&input);
         }
     }
 
@@ -466,7 +481,7 @@ impl Primary {
         let now = Instant::now();
         if self.machine.next_timer().is_some_and(|t| self.clock.mtime(now) >= t) {
             let input = self.clock.input(now);
-            self.input(&input, Entry::Input(input.clone()));
+            self.input(&input);
         }
     }
 

@@ -43,7 +43,7 @@ fn frames_are_blocks_with_interface_time_and_direction() {
     while at < bytes.len() {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         let len = word(at + 4) as usize;
-        assert!(len % 4 == 0 && word(at + len - 4) as usize == len);
+        assert!(len.is_multiple_of(4) && word(at + len - 4) as usize == len);
         blocks.push((word(at), &bytes[at + 8..at + len - 4]));
         at += len;
     }
