@@ -405,7 +405,8 @@ fn monitor_commands_answer() {
             monitor goto 99999999999
             monitor goto yesterday
             monitor checkpoints
-            monitor snapshot {}
+            monitor snapshot {0}
+            monitor snapshot {0}
             monitor snapshot /nowhere/at/all
             monitor harts
             monitor make coffee
@@ -426,6 +427,7 @@ fn monitor_commands_answer() {
         "\"yesterday\" is no step",
         "the recording ends before that",
         "/nowhere/at/all",
+        "saved is there already",
     ];
     for words in said {
         assert!(printed.contains(words), "{words:?} in:\n{printed}");
@@ -521,6 +523,10 @@ fn no_client_brings_the_server_down() {
             client.drain();
         }
     }
+    let mut browser = server.connect();
+    browser.send_raw(b"POST / HTTP/1.1\r\n\r\n+");
+    browser.send(b"g");
+    assert_eq!(browser.receive(), None, "nothing for those who speak otherwise");
     assert!(server.is_up());
     // The next one is served as if nothing had been.
     let script = "monitor goto start\nmaintenance flush register-cache\nbreak bump\ncontinue\nshown \"pc\" $pc";

@@ -12,7 +12,7 @@ const HELP: &str = "\
 goto WHERE       go to a step (12345), a time since the start (90s, 1m30s), a date (2026-01-31T12:00:00Z), start or end
 info replay      where the replay is, and how it goes
 checkpoints      states kept on the way, which the ways back start from
-snapshot FILE    save the machine as it is here, to run it on
+snapshot FILE    save the machine as it is here into a new file
 harts            mode, state and position of each hart
 console          what the guest wrote to its UART up to here
 phys on|off      let GDB read physical instead of virtual memory
@@ -162,6 +162,9 @@ fn checkpoints(target: &Debuggee) -> String {
 }
 
 fn snapshot(target: &mut Debuggee, path: &Path) -> String {
+    if path.exists() {
+        return format!("{} is there already", path.display());
+    }
     match target.timeline.save_snapshot(path) {
         Ok(bytes) => format!("{}: {bytes} bytes", path.display()),
         Err(e) => one_line(&e),

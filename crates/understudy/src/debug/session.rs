@@ -28,6 +28,9 @@ pub(crate) enum SessionError {
     /// The connection cannot be used.
     #[error("the connection to the client cannot be used")]
     Connection(#[from] std::io::Error),
+    /// The client is no GDB.
+    #[error("the client does not speak GDB's remote protocol")]
+    Foreign,
     /// The client sent what the protocol does not know.
     #[error("the client broke the protocol: {0}")]
     Protocol(String),
@@ -140,6 +143,8 @@ impl Session<'_> {
             }
             // The target stands already.
             Received::Interrupt => return Ok(idle.into()),
+            // A browser, for instance, that a page has sent here: what follows is not to be obeyed.
+            Received::Foreign => return Err(SessionError::Foreign),
         };
         let answer = match screen(self.target, &body) {
             Screened::On if body.starts_with(b"qRcmd,") && !self.acknowledges => {

@@ -20,14 +20,14 @@ pub(crate) enum Received {
     Damaged,
     /// Ctrl-C.
     Interrupt,
+    /// What no GDB sends between packets.
+    Foreign,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Outside,
     Body,
-    /// In a body that is too long.
-    Skipping,
     FirstDigit,
     SecondDigit(u8),
 }
@@ -37,12 +37,14 @@ enum State {
 pub(crate) struct Unframer {
     state: State,
     body: Vec<u8>,
+    /// The body is longer than what was kept of it.
+    is_cut: bool,
 }
 
 impl Unframer {
     /// At the start of a stream.
     pub(crate) fn new() -> Self {
-        Self { state: State::Outside, body: Vec::new() }
+        Self { state: State::Outside, body: Vec::new(), is_cut: false }
     }
 
     /// Takes the next byte; says what it completes.
@@ -51,17 +53,19 @@ impl Unframer {
             (State::Outside, INTERRUPT) => (State::Outside, Some(Received::Interrupt)),
             (State::Outside, b'$') => {
                 self.body.clear();
+                self.is_cut = false;
                 (State::Body, None)
             }
-            (State::Outside, _) => (State::Outside, None),
+            (State::Outside, b'+' | b'-') => (State::Outside, None),
+            (State::Outside, _) => (State::Outside, Some(Received::Foreign)),
             (State::Body, b'#') => (State::FirstDigit, None),
-            (State::Body, _) if self.body.len() >= PACKET_MAX => (State::Skipping, None),
             (State::Body, _) => {
-                self.body.push(byte);
+                self.is_cut |= self.body.len() >= PACKET_MAX;
+                if !self.is_cut {
+                    self.body.push(byte);
+                }
                 (State::Body, None)
             }
-            (State::Skipping, b'#') => (State::Outside, Some(Received::Damaged)),
-            (State::Skipping, _) => (State::Skipping, None),
             (State::FirstDigit, _) => (State::SecondDigit(byte), None),
             (State::SecondDigit(first), _) => (State::Outside, Some(self.finish([first, byte]))),
         };
@@ -71,7 +75,7 @@ impl Unframer {
 
     fn finish(&mut self, digits: [u8; 2]) -> Received {
         let said = str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
-        if said == Some(checksum(&self.body)) {
+        if said == Some(checksum(&self.body)) && !self.is_cut {
             Received::Packet(std::mem::take(&mut self.body))
         } else {
             Received::Damaged
@@ -116,6 +120,11 @@ mod tests {
         assert_eq!(all(&stream.concat()), expected);
         assert_eq!(frame(b"OK"), b"$OK#9a");
         assert_eq!(console("a\n"), b"$O610a#47");
+    }
+
+    #[test]
+    fn another_protocol_is_noticed_at_its_first_byte() {
+        assert_eq!(all(b"+GET / HTTP")[0], Received::Foreign);
     }
 
     #[test]
