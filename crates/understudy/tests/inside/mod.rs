@@ -127,6 +127,33 @@ impl Redis {
         }
     }
 
+    /// How often it was written to.
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.stream.write_all(command.as_bytes()).expect("Redis reads");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("Redis answers");
+        answer
+    }
+
+    /// Looks how many writes a server has, all of them being there; those that follow are counted from there.
+    pub(crate) fn count(&mut self) -> usize {
+        let answer = self.ask("LLEN log\r\n");
+        let count = answer.trim_start_matches(':').trim().parse().expect("Redis counts");
+        for at in 0..count {
+            let length = self.ask(&format!("LINDEX log {at}\r\n"));
+            let mut value = String::new();
+            self.answers.read_line(&mut value).expect("Redis answers");
+            let wanted = format!("{:08}", at + 1);
+            assert!(value.starts_with(&wanted), "write {wanted} of {count}: {length}{value:.20}");
+        }
+        self.written = count;
+        count
+    }
+
     /// Ends the server.
     pub(crate) fn shut_down(mut self) {
         self.stream.write_all(b"*2\r\n$8\r\nSHUTDOWN\r\n$6\r\nNOSAVE\r\n").expect("Redis reads");
