@@ -20,14 +20,14 @@ use crate::bench::figure::{Figure, Section, Target, sorted};
 use crate::demo::progress::Progress;
 use crate::demo::report::percentile;
 
-/// Places that are gone to.
-const PLACES: usize = 50;
-/// Steps back from each, and from where the machine is when it has run on from there.
-const STEPS: usize = 5;
+/// Places that are gone to, anywhere in the recording.
+const PLACES: usize = 12;
+/// How often the machine runs on from each.
+const RUNS: usize = 4;
 /// Longest that it runs on, in steps.
 const RUN_MAX: u64 = 300_000_000;
-/// Places from which the last execution of the same instruction is looked for.
-const SEARCHES: usize = 10;
+/// Steps back from each place, and each time that it has run on.
+const STEPS: usize = 5;
 /// Longest search; one that takes longer is given up, and counted with this time.
 const SEARCH_MAX: Duration = Duration::from_secs(60);
 /// Longest that half of the steps back may take, in milliseconds.
@@ -70,8 +70,7 @@ pub(super) fn run(
     let timeline = Timeline::open(&recording, engine)?;
     let mut back = Back { timeline, state: known.steps, progress: Progress::new() };
     section.figures.push(milliseconds("opening a recording", begun.elapsed()));
-    back.steps(section)?;
-    back.searches(section)?;
+    back.measure(section)?;
     let kept = back.timeline.checkpoints();
     let bytes: usize = kept.iter().map(|checkpoint| checkpoint.bytes).sum();
     section.notes.push(format!("reverse: {} checkpoints with {bytes} bytes of pages", kept.len()));
@@ -132,57 +131,62 @@ impl Back {
         Ok(times)
     }
 
-    /// Steps back from many places: some that were gone to, and some at which the machine stopped on its way forward.
-    fn steps(&mut self, section: &mut Section) -> anyhow::Result<()> {
-        let [mut ways, mut firsts, mut all] = [const { Vec::new() }; 3];
+    /// Runs on for some time.
+    fn run_on(&mut self) -> anyhow::Result<()> {
+        let here = self.timeline.icount();
+        let until = here + self.draw() % RUN_MAX;
+        let stop = self.timeline.resume(Some(until), &AtomicBool::new(false));
+        let is_there = matches!(stop, Stop::Reached | Stop::End { .. });
+        ensure!(is_there, "on from step {here} to step {until}: {stop:?}");
+        Ok(())
+    }
+
+    /// Goes to many places, runs on there, and goes back.
+    fn measure(&mut self, section: &mut Section) -> anyhow::Result<()> {
+        let [mut ways, mut firsts, mut all, mut searches] = [const { Vec::new() }; 4];
         for place in 1..=PLACES {
             let to = self.draw();
             ways.push(self.go(to)?);
-            let after_going = self.step_back()?;
-            let until = to + self.draw() % RUN_MAX;
-            let stop = self.timeline.resume(Some(until), &AtomicBool::new(false));
-            let is_there = matches!(stop, Stop::Reached | Stop::End { .. });
-            ensure!(is_there, "on from step {to} to step {until}: {stop:?}");
-            let after_running = self.step_back()?;
-            firsts.extend([after_going[0], after_running[0]]);
-            all.extend([after_going, after_running].concat());
-            if place % 10 == 0 {
-                self.progress.say(&format!("stepped back from {place} places"));
+            for run in 0..=RUNS {
+                if run > 0 {
+                    self.run_on()?;
+                }
+                let times = self.step_back()?;
+                firsts.push(times[0]);
+                all.extend(times);
             }
+            searches.push(self.search_back(section)?);
+            self.progress.say(&format!("went back at {place} of {PLACES} places"));
         }
         let aim = Target::AtMost(STEP_MAX_MS);
         section.figures.extend(spread("reverse step", &all, Some(aim)));
-        section.figures.extend(spread("first reverse step at a place", &firsts, None));
+        section.figures.extend(spread("first reverse step after running on", &firsts, None));
+        let what = "reverse continue to the same instruction";
+        section.figures.extend(spread(what, &searches, None));
         section.figures.extend(spread("going to any step", &ways, None));
         Ok(())
     }
 
-    /// Looks for the last time that the instruction at a place was executed before.
-    fn searches(&mut self, section: &mut Section) -> anyhow::Result<()> {
-        let (mut times, mut given_up) = (Vec::new(), 0);
-        for _ in 0..SEARCHES {
-            let to = self.draw();
-            self.go(to)?;
-            let hart = self.timeline.machine().harts().first().context("there is a hart")?;
-            self.timeline.set_breakpoints(BTreeSet::from([hart.pc]));
-            let begun = Instant::now();
-            let stop = self.search();
-            times.push(begun.elapsed().as_secs_f64() * 1000.0);
-            self.timeline.set_breakpoints(BTreeSet::new());
-            match stop {
-                Stop::Breakpoint { .. } | Stop::Begin => {}
-                Stop::Interrupted => given_up += 1,
-                other => anyhow::bail!("back from step {to} to a breakpoint: {other:?}"),
+    /// Looks for the last time that the instruction here was executed before; the time that it took, in milliseconds.
+    fn search_back(&mut self, section: &mut Section) -> anyhow::Result<f64> {
+        let here = self.timeline.icount();
+        let hart = self.timeline.machine().harts().first().context("there is a hart")?;
+        self.timeline.set_breakpoints(BTreeSet::from([hart.pc]));
+        let begun = Instant::now();
+        let stop = self.search();
+        let time = begun.elapsed();
+        self.timeline.set_breakpoints(BTreeSet::new());
+        match stop {
+            Stop::Breakpoint { .. } | Stop::Begin => {}
+            Stop::Interrupted => {
+                let seconds = SEARCH_MAX.as_secs();
+                let line =
+                    format!("reverse: a way back from step {here} was given up after {seconds} s");
+                section.notes.push(line);
             }
+            other => anyhow::bail!("back from step {here} to a breakpoint: {other:?}"),
         }
-        section.figures.extend(spread("reverse continue to the same instruction", &times, None));
-        if given_up > 0 {
-            let seconds = SEARCH_MAX.as_secs();
-            section
-                .notes
-                .push(format!("reverse: {given_up} ways back were given up after {seconds} s"));
-        }
-        Ok(())
+        Ok(time.as_secs_f64() * 1000.0)
     }
 
     fn search(&mut self) -> Stop {
