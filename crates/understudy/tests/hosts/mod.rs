@@ -158,7 +158,7 @@ impl Host {
 
 impl Host {
     /// What this host's flight recorder kept replays on another engine than it was made on.
-    fn assert_flights(&self, engine: &str) {
+    pub(crate) fn assert_flights(&self, engine: &str) {
         let list = || {
             let dir = self.dir.join("state").display().to_string();
             understudy().args(["record", "list", VM, "-o", "json", "--state-dir", &dir]).output()
