@@ -673,7 +673,7 @@ fn a_kernel_is_debugged_in_both_directions() {
     assert!(number("first") < number("third") && number("third") < number("last"), "{printed}");
     assert_eq!(number("before last") + 1, number("last"), "{printed}");
     assert_eq!(section(&printed, "first"), section(&printed, "first again"));
-    assert!(printed.contains("Linux version 6."), "{printed}");
+    assert!(printed.contains("Linux version "), "{printed}");
 }
 
 #[test]

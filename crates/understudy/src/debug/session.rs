@@ -7,7 +7,7 @@
 //! # Failure
 //! A client that breaks the protocol loses its connection, with a line that says why; the next one is served.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +40,12 @@ type StubError = GdbStubError<std::convert::Infallible, std::io::Error>;
 
 impl From<StubError> for SessionError {
     fn from(error: StubError) -> Self {
-        Self::Protocol(error.to_string())
+        let text = error.to_string();
+        match error.into_connection_error() {
+            Some((source, _)) => Self::Connection(source),
+            // What follows the first sentence is for the crate's users.
+            None => Self::Protocol(text.split(['.', '!']).next().unwrap_or_default().to_owned()),
+        }
     }
 }
 
@@ -82,6 +87,22 @@ type Idle<'a> = GdbStubStateMachineInner<'a, state::Idle<Debuggee>, Debuggee, Ou
 
 /// Serves a client until it goes. `tell` gets words for the person who started the server.
 pub(crate) fn serve(
+    stream: TcpStream,
+    target: &mut Debuggee,
+    tell: &dyn Fn(&str),
+) -> Result<(), SessionError> {
+    match converse(stream, target, tell) {
+        // It went while it was being answered.
+        Err(SessionError::Connection(e))
+            if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+        {
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+fn converse(
     stream: TcpStream,
     target: &mut Debuggee,
     tell: &dyn Fn(&str),
