@@ -152,3 +152,75 @@ fn write_device(mut image: Image, dev: u8, files: &[PathBuf]) -> Result<(), Stri
     }
     image.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OpenMode;
+    use crate::snapshot::{SnapshotHead, SnapshotWriter};
+    use machine::config::{BootImages, DiskConfig, MachineConfig};
+
+    const BYTES: u64 = 5 * CHUNK_BYTES + 512;
+
+    fn machine() -> Machine {
+        let config = MachineConfig {
+            harts: 1,
+            ram_size: 32 << 20,
+            nets: vec![],
+            disks: vec![DiskConfig { size: BYTES, readonly: false, serial: String::new() }],
+            consoles: 0,
+            rngs: 0,
+            rtc_base_ns: 5,
+            rng_seed: vec![],
+        };
+        let code: &[u8] = &[0x6f, 0, 0, 0];
+        let images = BootImages { bios: Some(code.into()), ..BootImages::default() };
+        Machine::new(config, images).unwrap()
+    }
+
+    #[test]
+    fn device_gets_the_disk_of_a_chain_and_nothing_else_stays() {
+        let work = tempfile::tempdir().unwrap();
+        let head = |id: u8, parent: Option<u8>| SnapshotHead {
+            id: SnapshotId([id; 16]),
+            parent: parent.map(|id| SnapshotId([id; 16])),
+            name: String::new(),
+            taken_unix_ms: 0,
+            pos: LogPos::default(),
+            clock: (0, 0, 0),
+            append: String::new(),
+            images: [None; 3],
+            disks: vec![BYTES],
+            definition: None,
+            saved: machine().save(),
+        };
+        let full = |byte: u8| vec![byte; CHUNK_BYTES as usize];
+        let chain = [work.path().join("new"), work.path().join("old")];
+        let mut old = SnapshotWriter::create(&chain[1], &head(1, None)).unwrap();
+        for index in 0..3 {
+            old.chunk(0, index, Some(&full(1))).unwrap();
+        }
+        old.chunk(0, 5, Some(&[1; 512])).unwrap();
+        old.finish().unwrap();
+        let mut new = SnapshotWriter::create(&chain[0], &head(2, Some(1))).unwrap();
+        new.chunk(0, 1, Some(&full(2))).unwrap();
+        new.chunk(0, 2, None).unwrap();
+        new.finish().unwrap();
+        let device = work.path().join("device");
+        std::fs::write(&device, vec![0xff; BYTES as usize]).unwrap();
+        let image = Image::open(&device, OpenMode::Exclusive).unwrap();
+        write_device(image, 0, &chain).unwrap();
+        let wanted = [full(1), full(2), full(0), full(0), full(0), vec![1; 512]].concat();
+        assert!(std::fs::read(&device).unwrap() == wanted);
+    }
+
+    #[test]
+    fn a_state_is_run_once() {
+        let origin = Origin::state(Prepared::new(machine()));
+        let again = origin.clone();
+        let (machine, moment) = origin.take().unwrap().unwrap().begin().unwrap();
+        assert_eq!((log_start(&machine).0, moment), (LogPos { lsn: 0, icount: 0 }, None));
+        assert!(again.take().unwrap_err().contains("already"));
+        assert!(Origin::PowerOn.take().unwrap().is_none());
+    }
+}

@@ -112,6 +112,10 @@ pub fn prepare(
     })?;
     let mut definition = Definition::parse(text, file).map_err(RestoreError::Failed)?;
     check(&definition, &head).map_err(RestoreError::Failed)?;
+    if definition.config.name != store.vm() {
+        let (is, wanted) = (&definition.config.name, store.vm());
+        return Err(RestoreError::Failed(format!("it is of VM {is}, not of {wanted}")));
+    }
     let mut created = Created::default();
     if let Target::Clone { name: clone, dir, connect } = target {
         definition = clone_of(&definition, clone, dir.as_deref(), *connect)?;
