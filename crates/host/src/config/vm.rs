@@ -22,6 +22,7 @@ const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
 const APPEND_BYTES_MAX: usize = 4096;
 const DIGEST_INTERVAL_MS_DEFAULT: u32 = 1000;
 const FLIGHT_RECORDER_DEFAULT: Duration = Duration::from_secs(300);
+const FLIGHT_RECORDER_BYTES_DEFAULT: u64 = 1 << 30;
 
 /// How a disk is kept on the hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -78,6 +79,9 @@ pub struct ProtectionSection {
     /// nothing.
     #[serde(deserialize_with = "duration")]
     pub flight_recorder: Duration,
+    /// Most bytes on the disk that it keeps for that; written as `"1G"`.
+    #[serde(deserialize_with = "size")]
+    pub flight_recorder_size: u64,
 }
 
 impl Default for ProtectionSection {
@@ -88,6 +92,7 @@ impl Default for ProtectionSection {
             detection_ms: None,
             digest_interval_ms: DIGEST_INTERVAL_MS_DEFAULT,
             flight_recorder: FLIGHT_RECORDER_DEFAULT,
+            flight_recorder_size: FLIGHT_RECORDER_BYTES_DEFAULT,
         }
     }
 }

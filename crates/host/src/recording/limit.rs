@@ -5,13 +5,21 @@ use std::time::Duration;
 
 use crate::config::parse_size;
 
-/// Most that a recording keeps; what is older is dropped, behind a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RecordLimit {
+/// Most that a recording keeps; what is older is dropped, behind a snapshot. With both, the one that is reached first counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecordLimit {
     /// Bytes on the disk, of log and snapshots together.
-    Bytes(u64),
+    pub bytes: Option<u64>,
     /// The last of this time, at least.
-    Time(Duration),
+    pub time: Option<Duration>,
+}
+
+impl RecordLimit {
+    /// Whether everything is kept.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl FromStr for RecordLimit {
@@ -19,9 +27,9 @@ impl FromStr for RecordLimit {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(time) = parse_duration(text) {
-            return Ok(Self::Time(time));
+            return Ok(Self { time: Some(time), bytes: None });
         }
-        parse_size(text).map(Self::Bytes).map_err(|_| {
+        parse_size(text).map(|bytes| Self { bytes: Some(bytes), time: None }).map_err(|_| {
             format!("{text:?} is neither a size such as 2G nor a time such as 10m or 90s")
         })
     }
@@ -63,13 +71,14 @@ mod tests {
 
     #[test]
     fn limits_are_sizes_or_times() {
-        let ms = Duration::from_millis;
+        let bytes = |bytes| RecordLimit { bytes: Some(bytes), time: None };
+        let ms = |ms| RecordLimit { time: Some(Duration::from_millis(ms)), bytes: None };
         for (text, limit) in [
-            ("2G", RecordLimit::Bytes(2 << 30)),
-            ("512M", RecordLimit::Bytes(512 << 20)),
-            ("10m", RecordLimit::Time(ms(600_000))),
-            ("1h30m", RecordLimit::Time(ms(5_400_000))),
-            ("1m30s250ms", RecordLimit::Time(ms(90_250))),
+            ("2G", bytes(2 << 30)),
+            ("512M", bytes(512 << 20)),
+            ("10m", ms(600_000)),
+            ("1h30m", ms(5_400_000)),
+            ("1m30s250ms", ms(90_250)),
         ] {
             assert_eq!(text.parse(), Ok(limit), "{text}");
         }

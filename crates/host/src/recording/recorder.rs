@@ -57,8 +57,8 @@ pub enum StartRecordingError {
 pub struct RecordOptions {
     /// A directory that is empty or does not exist.
     pub dir: PathBuf,
-    /// What may be kept; everything when absent.
-    pub limit: Option<RecordLimit>,
+    /// What may be kept.
+    pub limit: RecordLimit,
     /// Time between snapshots; zero: none but those that a limit needs.
     pub snapshot_interval: Duration,
     /// Who records.
@@ -348,15 +348,11 @@ impl Active {
         let elapsed = self.began.elapsed();
         let interval = self.options.snapshot_interval;
         let is_worth_it = !interval.is_zero() && elapsed >= interval && steps >= SNAPSHOT_STEPS_MIN;
-        match self.options.limit {
-            None => is_worth_it,
-            Some(RecordLimit::Time(keep)) => {
-                elapsed >= (keep / SEGMENTS_PER_LIMIT).max(SEGMENT_TIME_MIN)
-            }
-            Some(RecordLimit::Bytes(most)) => {
-                is_worth_it || self.segment_bytes >= most / u64::from(SEGMENTS_PER_LIMIT)
-            }
-        }
+        let RecordLimit { bytes, time } = self.options.limit;
+        let is_long =
+            time.is_some_and(|keep| elapsed >= (keep / SEGMENTS_PER_LIMIT).max(SEGMENT_TIME_MIN));
+        let is_big = bytes.is_some_and(|m| self.segment_bytes >= m / u64::from(SEGMENTS_PER_LIMIT));
+        is_worth_it || is_long || is_big
     }
 
     /// Begins a segment.

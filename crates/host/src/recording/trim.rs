@@ -51,15 +51,11 @@ pub(super) struct Trimmer {
 
 impl Trimmer {
     /// Starts the thread, if there is a limit to keep.
-    pub(super) fn start(
-        dir: PathBuf,
-        limit: Option<RecordLimit>,
-        first: Segment,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(dir: PathBuf, limit: RecordLimit, first: Segment) -> std::io::Result<Self> {
         let is_failed = Arc::<AtomicBool>::default();
-        let Some(limit) = limit else {
+        if limit.is_none() {
             return Ok(Self { queue: None, is_failed, thread: None });
-        };
+        }
         let (queue, events) = channel();
         let mut work = Work { dir, limit, segments: VecDeque::from([first]) };
         let theirs = Arc::clone(&is_failed);
@@ -133,9 +129,12 @@ impl Work {
         let Some(next) = self.segments.get(1).filter(|next| next.snapshot.is_some()) else {
             return Ok(false);
         };
-        match self.limit {
-            RecordLimit::Time(keep) => Ok(next.began.elapsed() >= keep),
-            RecordLimit::Bytes(most) => Ok(self.bytes().map_err(|e| e.to_string())? > most),
+        if self.limit.time.is_some_and(|keep| next.began.elapsed() >= keep) {
+            return Ok(true);
+        }
+        match self.limit.bytes {
+            Some(most) => Ok(self.bytes().map_err(|e| e.to_string())? > most),
+            None => Ok(false),
         }
     }
 

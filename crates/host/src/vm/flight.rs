@@ -16,6 +16,7 @@ use machine::Machine;
 
 use super::Env;
 use super::definition::Definition;
+use crate::config::ProtectionSection;
 use crate::one_line::one_line;
 use crate::recording::{About, RecordLimit, RecordOptions, Recorder, rfc3339, start};
 
@@ -29,7 +30,7 @@ pub(crate) struct FlightPlan {
     host: String,
     /// The VM's recordings.
     dir: PathBuf,
-    keep: Duration,
+    limit: RecordLimit,
 }
 
 /// Where the recordings of a VM are.
@@ -50,12 +51,13 @@ pub fn flights(state_dir: &Path, vm: &str) -> Vec<PathBuf> {
 impl FlightPlan {
     /// The plan for a VM's secondary on this host; none when its definition wants none.
     pub(crate) fn of(env: &Env, definition: &Definition) -> Option<Self> {
-        let keep = definition.config.protection.flight_recorder;
+        let ProtectionSection { flight_recorder: keep, flight_recorder_size: size, .. } =
+            definition.config.protection;
         (!keep.is_zero()).then(|| Self {
             vm: definition.config.name.clone(),
             host: env.host.clone(),
             dir: flights_dir(&env.state_dir, &definition.config.name),
-            keep,
+            limit: RecordLimit { time: Some(keep), bytes: Some(size) },
         })
     }
 
@@ -71,7 +73,7 @@ impl FlightPlan {
         let now = crate::recording::unix_ms();
         let options = RecordOptions {
             dir: self.dir.join(rfc3339(now)),
-            limit: Some(RecordLimit::Time(self.keep)),
+            limit: self.limit,
             snapshot_interval: Duration::ZERO,
             about: About {
                 vm: self.vm.clone(),

@@ -144,7 +144,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
     };
     let record = args.record.map(|dir| RecordOptions {
         dir,
-        limit: args.record_limit,
+        limit: args.record_limit.unwrap_or_default(),
         snapshot_interval: args.snapshot_interval,
         about,
     });

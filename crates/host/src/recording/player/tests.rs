@@ -35,7 +35,7 @@ fn run_to(machine: &mut Machine, until: u64) {
     assert_eq!(machine.run(until, &AtomicBool::new(false)), Exit::Reached);
 }
 
-fn options(dir: &Path, limit: Option<RecordLimit>) -> RecordOptions {
+fn options(dir: &Path, limit: RecordLimit) -> RecordOptions {
     let about = About { vm: "counter".to_owned(), ..About::default() };
     RecordOptions { dir: dir.to_owned(), limit, snapshot_interval: Duration::ZERO, about }
 }
@@ -43,7 +43,8 @@ fn options(dir: &Path, limit: Option<RecordLimit>) -> RecordOptions {
 /// Records inputs at 1000 and 2000 and digests after them; the one at 2000 is changed by `error`.
 fn record(dir: &Path, error: u64) {
     let mut machine = counting_machine();
-    let mut recording = Recorder::start(options(dir, None), &mut machine).unwrap();
+    let mut recording =
+        Recorder::start(options(dir, RecordLimit::default()), &mut machine).unwrap();
     for at in [1000, 2000] {
         run_to(&mut machine, at);
         let input = Input::Console { dev: 0, bytes: b"typed".to_vec() };
@@ -150,7 +151,8 @@ fn what_is_no_recording_is_refused_with_the_file_that_is_wrong() {
 fn directory_in_use_is_left_alone_and_a_failed_start_leaves_nothing() {
     let work = tempfile::tempdir().unwrap();
     let dir = work.path().join("recording");
-    let start = |dir: &Path| Recorder::start(options(dir, None), &mut counting_machine());
+    let start =
+        |dir: &Path| Recorder::start(options(dir, RecordLimit::default()), &mut counting_machine());
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("mine"), b"mine").unwrap();
     assert!(start(&dir).unwrap_err().to_string().ends_with("it is not empty"));
@@ -159,16 +161,24 @@ fn directory_in_use_is_left_alone_and_a_failed_start_leaves_nothing() {
     assert_eq!(fs::read_dir(work.path()).unwrap().count(), 1);
 }
 
+fn seconds(seconds: u64) -> RecordLimit {
+    RecordLimit { time: Some(Duration::from_secs(seconds)), bytes: None }
+}
+
 /// A recording of 20,000 steps in segments of some 1,000, of a machine that writes to memory; with the digest at its end.
 fn record_segments(dir: &Path, limit: RecordLimit, from: u64) -> u64 {
     let mut machine = storing_machine();
     run_to(&mut machine, from);
-    let mut recorder = Recorder::start(options(dir, Some(limit)), &mut machine).unwrap();
+    let mut recorder = Recorder::start(options(dir, limit), &mut machine).unwrap();
     for step in 1..=20 {
         let until = from + step * 1000;
-        if step % 4 == 0 && limit == RecordLimit::Time(Duration::from_secs(2)) {
+        if step % 4 == 0 && limit == seconds(2) {
             // Longer than the shortest segment that a limit of this time makes.
             std::thread::sleep(Duration::from_millis(1050));
+        }
+        if limit.bytes.is_some_and(|bytes| bytes < 1 << 20) {
+            // The writer of a snapshot gets time to end.
+            std::thread::sleep(Duration::from_millis(20));
         }
         while recorder.pump(&mut machine) {}
         run_to(&mut machine, until);
@@ -199,17 +209,25 @@ fn storing_machine() -> Machine {
 fn segments_replay_whole_from_the_beginning_and_from_each_snapshot() {
     let work = tempfile::tempdir().unwrap();
     let dir = work.path().join("recording");
-    let digest = record_segments(&dir, RecordLimit::Bytes(1 << 30), 5000);
+    let digest = record_segments(&dir, RecordLimit { bytes: Some(1 << 30), time: None }, 5000);
     let recording = Arc::new(RecordingDir::open(&dir).unwrap());
     assert_eq!(recording.start_steps(), [5000]);
     let whole = again(&dir, PLAIN);
     assert_eq!((whole.from, whole.icount, whole.end), (5000, 25_000, Some(ReplayEnd::Whole)));
 
+    let dir = work.path().join("small");
+    let small = RecordLimit { bytes: Some(1500), time: Some(Duration::from_secs(3600)) };
+    assert_eq!(record_segments(&dir, small, 5000), digest);
+    let steps = RecordingDir::open(&dir).unwrap().start_steps();
+    assert!(steps[0] > 5000, "{steps:?}");
+    let rest = again(&dir, PLAIN);
+    assert_eq!((rest.from, rest.icount, rest.end), (steps[0], 25_000, Some(ReplayEnd::Whole)));
+
     let dir = work.path().join("limited");
-    let limited = record_segments(&dir, RecordLimit::Time(Duration::from_secs(3600)), 5000);
+    let limited = record_segments(&dir, seconds(3600), 5000);
     assert_eq!(limited, digest);
     let dir = work.path().join("short");
-    record_segments(&dir, RecordLimit::Time(Duration::from_secs(2)), 5000);
+    record_segments(&dir, seconds(2), 5000);
     let recording = Arc::new(RecordingDir::open(&dir).unwrap());
     let steps = recording.start_steps();
     assert!(steps.len() >= 2 && steps[0] > 5000, "{steps:?}");
@@ -245,7 +263,7 @@ fn replay_stops_at_a_step_before_its_records_and_goes_on() {
 fn segment_that_is_missing_or_of_another_recording_is_named() {
     let work = tempfile::tempdir().unwrap();
     let dir = work.path().join("recording");
-    record_segments(&dir, RecordLimit::Time(Duration::from_secs(2)), 5000);
+    record_segments(&dir, seconds(2), 5000);
     let recording = RecordingDir::open(&dir).unwrap();
     let segments: Vec<_> = recording.segments().iter().map(|s| s.path.clone()).collect();
     let last = segments.last().unwrap();

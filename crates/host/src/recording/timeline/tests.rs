@@ -43,7 +43,7 @@ fn record(dir: &Path) {
     let mut machine = machine();
     let options = RecordOptions {
         dir: dir.to_owned(),
-        limit: None,
+        limit: super::super::RecordLimit::default(),
         snapshot_interval: Duration::ZERO,
         about: About::default(),
     };
