@@ -15,6 +15,7 @@ pub mod console;
 pub mod control;
 pub mod daemon;
 pub mod disk;
+pub mod divergence;
 mod huge;
 pub mod log;
 pub mod name;

@@ -5,6 +5,11 @@ mod snapshots;
 use super::*;
 use crate::config::ArbiterSection;
 use crate::control::Detail;
+use crate::divergence::report::reports;
+use crate::divergence::{self, Cause, Part, Report, Side};
+use crate::snapshot::SnapshotReader;
+use crate::vm::flight::flights;
+use machine::engine::EngineKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -165,10 +170,11 @@ impl Lab {
         self.hosts[host].vm().console(0).unwrap().attach().unwrap().scrollback.clone()
     }
 
-    fn kept_states(&self, host: &str) -> usize {
-        let files = std::fs::read_dir(self.dir.path().join(host)).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.contains("diverged")).count()
+    /// What a host has kept of divergences, as primary and as secondary.
+    fn reports(&self, host: &str) -> Vec<PathBuf> {
+        let state_dir = self.dir.path().join(host);
+        let of = |side| reports(&state_dir, NAME, side);
+        [Side::Primary, Side::Secondary].into_iter().flat_map(of).collect()
     }
 }
 
@@ -220,11 +226,7 @@ fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
         assert_goes_on(&old, &lab.printed(new));
         live = new;
     }
-    assert_eq!(
-        lab.kept_states("a") + lab.kept_states("b") + lab.kept_states("c"),
-        0,
-        "no divergence"
-    );
+    assert!(["a", "b", "c"].iter().all(|host| lab.reports(host).is_empty()), "no divergence");
 }
 
 impl Lab {
@@ -239,13 +241,38 @@ fn divergence_is_detected_reported_kept_and_healed() {
     let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
     assert_eq!(lab.start(0, &COUNTER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
     lab.wait("protected", |l| l.is_protected(0));
+    lab.wait("recorder", |l| flights(&l.dir.path().join("b"), NAME).len() == 1);
     lab.hosts[1].vm().flip_byte();
     lab.wait("divergence on status", |l| {
         l.status(0).and_then(|s| s.reason).is_some_and(|r| r.contains("diverged at step"))
     });
-    lab.wait("both states", |l| l.kept_states("a") == 1 && l.kept_states("b") == 1);
+    lab.wait("both reports", |l| l.reports("a").len() == 1 && l.reports("b").len() == 1);
     lab.wait("protected again", |l| l.is_protected(0) && l.printed(0).len() > 20);
     places(&lab.printed(0));
+    let (here, there) = (lab.reports("a").remove(0), lab.reports("b").remove(0));
+    for (host, dir) in [(0, &here), (1, &there)] {
+        let dir = dir.display().to_string();
+        lab.wait("where they are", |l| {
+            l.status(host).and_then(|s| s.reason).is_some_and(|r| r.contains(&dir))
+        });
+    }
+    let [ours, theirs] = [&here, &there].map(|dir| Report::read(dir).unwrap());
+    assert_eq!((ours.side, theirs.side), (Side::Primary, Side::Secondary));
+    assert_eq!((ours.peer.as_deref(), theirs.peer.as_deref()), (Some("b"), Some("a")));
+    assert_eq!((ours.icount, ours.digests), (theirs.icount, theirs.digests));
+    assert_eq!((&ours.state, &theirs.state), (&Part::Kept, &Part::Kept));
+    assert!(ours.kept_at >= Some(ours.icount) && theirs.kept_at == Some(theirs.icount));
+    let state = SnapshotReader::open(&here.join("state")).unwrap();
+    assert_eq!(Some(state.head().pos.icount), ours.kept_at);
+
+    let engines = [EngineKind::Jit, EngineKind::Interpreter];
+    let analysis = divergence::analyse(&there, &engines, &mut |_| ()).unwrap();
+    let Cause::Secondary(found) = &analysis.cause else { panic!("{analysis:?}") };
+    let last = machine::ram::RAM_BASE + (32 << 20) - 1;
+    let memory: Vec<_> = found.differences.memory.iter().map(|m| (m.gpa, &m.right[..])).collect();
+    assert_eq!(memory, [(last, &[0x5a][..])]);
+    assert_eq!(found.differences.registers_different() + found.differences.devices.len(), 0);
+    assert_eq!(found.last_write.as_ref().map(|write| write.icount), Some(None));
 }
 
 #[test]

@@ -42,10 +42,12 @@ pub use self::dir::{OpenRecordingError, RecordingDir, SegmentFile, SnapshotFile}
 pub use self::extract::{DiskExtract, Extract, ExtractError};
 pub use self::info::{EntryKind, KindTotals, RecordingInfo};
 pub use self::limit::{RecordLimit, parse_duration};
+pub(crate) use self::player::Mark;
 pub use self::player::{Observer, Player, Ran, ReplayOptions, Replayed, play, replay};
-pub(crate) use self::recorder::{Recorder, unix_ms};
 pub use self::recorder::{RecordOptions, SNAPSHOT_INTERVAL_DEFAULT, StartRecordingError};
+pub(crate) use self::recorder::{Recorder, unix_ms};
 pub use self::start::About;
 pub(crate) use self::start::image_hashes;
+pub(crate) use self::timeline::merged;
 pub use self::timeline::{Checkpoint, Stop, Timeline, Watch};
 pub use self::when::{BadWhen, When, rfc3339};

@@ -18,11 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use eventlog::{Entry, LogPos, Record};
-use machine::Machine;
 use machine::debug::WatchHit;
 use machine::engine::EngineKind;
 use machine::io::{Input, Output, OutputKind};
 use machine::machine::Exit;
+use machine::ram::SnapshotPage;
+use machine::{Machine, MachineSaved};
 
 use super::cursor::{Cursor, ReplayEnd};
 use super::dir::{OpenRecordingError, RecordingDir};
@@ -78,6 +79,13 @@ pub struct Player {
     drop_caches: Option<(u64, u64)>,
     /// A breakpoint at this step was told, or is where somebody resumed.
     passed: Option<u64>,
+}
+
+/// A state that a player can be taken back to, beside what pages held there.
+#[derive(Debug, Clone)]
+pub(crate) struct Mark {
+    pub(crate) saved: MachineSaved,
+    place: Place,
 }
 
 /// A player's place in the log.
@@ -187,6 +195,18 @@ impl Player {
         self.place = place;
     }
 
+    /// Where it stands.
+    pub(crate) fn mark(&mut self) -> Mark {
+        Mark { saved: self.machine.save(), place: self.place.clone() }
+    }
+
+    /// Goes to where it stood; `pages` are those whose contents were others there.
+    pub(crate) fn back_to(&mut self, mark: &Mark, pages: &[SnapshotPage]) {
+        let rewound = self.machine.rewind(&mark.saved, pages);
+        rewound.expect("the state was this machine's own");
+        self.place = mark.place.clone();
+    }
+
     fn peek(&mut self) -> Result<u64, ReplayEnd> {
         if self.place.next.is_none() {
             self.place.next = Some(self.place.cursor.next()?);
@@ -196,7 +216,26 @@ impl Player {
 
     /// Runs until the machine has made `until` steps, before what the log has for that step; or to the end of the log.
     pub fn run(&mut self, until: u64, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Ran {
-        while self.machine.icount() < until {
+        self.forward(until, u64::MAX, interrupt, observer)
+    }
+
+    /// Runs to behind the next digest of the log: [`Ran::Reached`] says that it is the machine's.
+    pub(crate) fn run_to_digest(
+        &mut self,
+        interrupt: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Ran {
+        self.forward(u64::MAX, self.place.digests + 1, interrupt, observer)
+    }
+
+    fn forward(
+        &mut self,
+        until: u64,
+        digests: u64,
+        interrupt: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Ran {
+        while self.machine.icount() < until && self.place.digests < digests {
             let at = match self.peek() {
                 Ok(at) => at,
                 Err(end) => return Ran::End(end),

@@ -175,12 +175,24 @@ impl Recorder {
         if self.is_on() {
             let digest = machine.digest();
             self.digest(machine.icount(), digest);
-            self.mark(machine.icount());
-            if let Some(active) = &mut self.0 {
-                active.complete_snapshot(machine);
-            }
-            self.stop(machine);
+            self.end(machine);
         }
+    }
+
+    /// As [`Self::finish`], without a digest: of a machine that is not the recorded one any more.
+    pub(crate) fn end(&mut self, machine: &mut Machine) {
+        let Some(active) = &self.0 else { return };
+        let at = active.encoder.end().icount.max(machine.icount());
+        self.mark(at);
+        if let Some(active) = &mut self.0 {
+            active.complete_snapshot(machine);
+        }
+        self.stop(machine);
+    }
+
+    /// The directory that it writes into.
+    pub(crate) fn dir(&self) -> Option<PathBuf> {
+        self.0.as_ref().map(|active| active.options.dir.clone())
     }
 
     /// Ends the recording where the last mark is, without a wait: the thread that completes it is left to itself.

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use eventlog::ClockBase;
 use machine::debug::{WatchKind, Watchpoint};
 use machine::engine::EngineKind;
 use machine::io::{Input, Output, OutputKind};
@@ -31,7 +32,7 @@ use super::cursor::ReplayEnd;
 use super::dir::{OpenRecordingError, RecordingDir};
 use super::info::RecordingInfo;
 use super::player::{Observer, Place, Player, Ran};
-use crate::snapshot::{SnapshotError, SnapshotHead, SnapshotId, SnapshotWriter};
+use crate::snapshot::{SnapshotError, SnapshotHead};
 
 /// Steps between checkpoints on the way forward.
 const INTERVAL: u64 = 64_000_000;
@@ -277,26 +278,10 @@ impl Timeline {
         let unfit = |reason| SnapshotError::Unfit { path: path.to_owned(), reason };
         let (pos, mtime) = (self.player.position(), self.mtime());
         let machine = self.player.machine_mut();
-        let head = SnapshotHead {
-            id: SnapshotId::random().map_err(unfit)?,
-            parent: None,
-            name: String::new(),
-            taken_unix_ms: super::recorder::unix_ms(),
-            pos,
-            clock: (mtime, pos.icount, machine.clock().rate()),
-            append: machine.images().append.clone(),
-            images: super::start::image_hashes(machine.images()),
-            disks: Vec::new(),
-            definition: None,
-            saved: machine.save(),
-        };
-        let mut writer = SnapshotWriter::create(path, &head)?;
-        for (page, data) in (0u32..).zip(machine.ram().bytes().chunks(PAGE_SIZE)) {
-            if !machine::ram::is_zero(data) {
-                writer.pages_of(&[(page, Some(data.into()))])?;
-            }
-        }
-        writer.finish()
+        let clock = ClockBase { mtime, at: pos.icount, rate: machine.clock().rate() };
+        let images = super::start::image_hashes(machine.images());
+        let head = SnapshotHead::of(machine, pos, clock).map_err(unfit)?;
+        crate::snapshot::write_machine(path, &SnapshotHead { images, ..head }, machine)
     }
 
     // --- Checkpoints -------------------------------------------------------------------------------------------
@@ -666,7 +651,7 @@ impl Timeline {
 }
 
 /// Both, by page; of a page that is in both, the first one's contents.
-fn merged(first: Vec<SnapshotPage>, second: Vec<SnapshotPage>) -> Vec<SnapshotPage> {
+pub(crate) fn merged(first: Vec<SnapshotPage>, second: Vec<SnapshotPage>) -> Vec<SnapshotPage> {
     if first.is_empty() || second.is_empty() {
         return if first.is_empty() { second } else { first };
     }

@@ -22,15 +22,18 @@ pub mod file;
 pub mod store;
 mod sweep;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use eventlog::{ClockBase, LogPos};
-use machine::MachineSaved;
+use machine::ram::{PAGE_SIZE, is_zero};
+use machine::{Machine, MachineSaved};
 use serde::{Deserialize, Serialize};
 
 pub use self::file::{SnapshotError, SnapshotItem, SnapshotReader, SnapshotWriter};
 pub(crate) use self::sweep::{GIVEN_UP, Sweep, Taken, Written};
 
+/// Pages of memory that are handed to a writer at a time.
+const PAGES_PER_PART: usize = 128;
 /// Bytes of a SHA-256.
 pub const HASH_BYTES: usize = 32;
 
@@ -85,10 +88,50 @@ pub struct SnapshotHead {
 }
 
 impl SnapshotHead {
+    /// Of a machine at `pos`, with its memory alone; `clock` is the log's there.
+    ///
+    /// # Errors
+    /// The kernel gave no random numbers.
+    pub fn of(machine: &mut Machine, pos: LogPos, clock: ClockBase) -> Result<Self, String> {
+        Ok(Self {
+            id: SnapshotId::random()?,
+            parent: None,
+            name: String::new(),
+            taken_unix_ms: crate::recording::unix_ms(),
+            pos,
+            clock: (clock.mtime, clock.at, clock.rate),
+            append: machine.images().append.clone(),
+            images: [None; 3],
+            disks: Vec::new(),
+            definition: None,
+            saved: machine.save(),
+        })
+    }
+
     /// The log's clock base.
     #[must_use]
     pub fn clock_base(&self) -> ClockBase {
         let (mtime, at, rate) = self.clock;
         ClockBase { mtime, at, rate }
     }
+}
+
+/// Writes a machine that stands still to a file; says how long that is.
+///
+/// # Errors
+/// [`SnapshotError`]; nothing of it is left.
+pub fn write_machine(
+    path: &Path,
+    head: &SnapshotHead,
+    machine: &Machine,
+) -> Result<u64, SnapshotError> {
+    let mut writer = SnapshotWriter::create(path, head)?;
+    let pages = (0u32..).zip(machine.ram().bytes().chunks(PAGE_SIZE));
+    let mut pages = pages.filter(|(_, data)| !is_zero(data)).peekable();
+    while pages.peek().is_some() {
+        let part = pages.by_ref().take(PAGES_PER_PART);
+        let part: Vec<_> = part.map(|(page, data)| (page, Some(data.into()))).collect();
+        writer.pages_of(&part)?;
+    }
+    writer.finish()
 }

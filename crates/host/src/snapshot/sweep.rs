@@ -133,12 +133,27 @@ impl Sweep {
         path: PathBuf,
         told: impl FnOnce(&Result<Written, String>) + Send + 'static,
     ) -> std::io::Result<Self> {
+        Self::begin_prepared(machine, head, base, path, || Ok(()), told)
+    }
+
+    /// As [`Self::begin_told`]; `prepare` makes the file's place, on the writer's thread, or says why there is none.
+    ///
+    /// # Errors
+    /// The writer's thread could not be started.
+    pub(crate) fn begin_prepared(
+        machine: &mut Machine,
+        head: SnapshotHead,
+        base: Option<Epoch>,
+        path: PathBuf,
+        prepare: impl FnOnce() -> Result<(), String> + Send + 'static,
+        told: impl FnOnce(&Result<Written, String>) + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (queue, pieces) = sync_channel(QUEUE_ITEMS);
         let id = head.id;
         let parts = 1 + head.disks.iter().filter(|bytes| **bytes > 0).count();
         let target = path.clone();
         let write = move || {
-            let written = write(&head, &target, &pieces, parts);
+            let written = prepare().and_then(|()| write(&head, &target, &pieces, parts));
             told(&written);
             written
         };
@@ -198,6 +213,11 @@ impl Sweep {
         self.disarm(ram);
         // It was wanted by nobody any more.
         drop(self.join());
+    }
+
+    /// Gives it up without a wait for its writer, which leaves nothing of it either.
+    pub(crate) fn leave(mut self, ram: &mut GuestRam) {
+        self.disarm(ram);
     }
 
     fn disarm(&mut self, ram: &mut GuestRam) {

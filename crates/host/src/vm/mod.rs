@@ -15,6 +15,7 @@ mod bulk;
 mod clock;
 mod definition;
 mod engine;
+mod evidence;
 pub mod flight;
 mod mailbox;
 mod origin;
@@ -38,7 +39,9 @@ use std::time::{Duration, Instant};
 
 use machine::engine::EngineKind;
 use machine::io::{HaltReason, Input};
-use replica::{ArbiterReply, Config, Event, HostId, LinkId, NotProtected, Protection, Role};
+use replica::{
+    ArbiterReply, Config, Event, HostId, LinkId, LossReason, NotProtected, Protection, Role,
+};
 
 pub use self::definition::Definition;
 pub use self::engine::EngineUse;
@@ -305,6 +308,17 @@ impl Vm {
         let inner = self.shared.lock();
         let status = inner.node.status();
         let (state, detail, reason, remedy) = describe(&status.protection);
+        // Of a divergence this host knows more than the protocol: where it keeps what.
+        let has_diverged = matches!(
+            &status.protection,
+            Protection::NotProtected(NotProtected::NeedSecondary {
+                reason: Some(LossReason::Diverged { .. })
+            })
+        );
+        let reason = match inner.last_problem.clone() {
+            Some(problem) if has_diverged => Some(problem),
+            problem => reason.or(problem),
+        };
         let role = match status.role {
             Role::Primary => crate::control::Role::Primary,
             Role::Secondary | Role::GoingLive => crate::control::Role::Secondary,
@@ -334,7 +348,7 @@ impl Vm {
             role,
             state,
             detail,
-            reason: reason.or_else(|| inner.last_problem.clone()),
+            reason,
             remedy,
             live_host,
             secondary_host,

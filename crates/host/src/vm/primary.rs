@@ -9,7 +9,6 @@
 //! The host's clock, the network, disks, consoles and random numbers enter here and nowhere else, as [`Input`]s.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -26,9 +25,10 @@ use super::bulk::{RamSender, SnapshotHead};
 use super::clock::HostClock;
 use super::definition::Definition;
 use super::engine::EngineUse;
+use super::evidence::{Keeper, Order as KeepOrder};
 use super::shared::Shared;
 use super::snapshots::{Order, Saver};
-use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing, write_state};
+use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing};
 use crate::disk::Completion;
 use crate::one_line::one_line;
 use crate::recording::Recorder;
@@ -67,6 +67,8 @@ pub(crate) struct Primary {
     snapshot_next: Option<(LinkId, SnapshotUnderWay)>,
     /// The snapshots that people take.
     saver: Saver,
+    /// What is kept of this machine when its secondary differs.
+    keeper: Keeper,
     /// What each network device's tap was told that the guest takes; nothing when it was opened.
     offloads: Vec<Offloads>,
     /// Requests that the guest was told are done before this host went live, while its own disk still had them to do.
@@ -105,6 +107,7 @@ impl Primary {
             snapshot: None,
             snapshot_next: None,
             saver: Saver::default(),
+            keeper: Keeper::default(),
             settled: BTreeSet::new(),
             digest_interval: definition.digest_interval(),
             digest_took: Duration::ZERO,
@@ -326,9 +329,9 @@ impl Primary {
             | Mail::Follow { .. }
             | Mail::Replay { .. }
             | Mail::GoLive { .. }
-            | Mail::Discard { .. }
+            | Mail::Discard
             | Mail::Halt
-            | Mail::KeepState
+            | Mail::KeepState(_)
             | Mail::Define(_)
             | Mail::Close => {}
             #[cfg(test)]
@@ -557,13 +560,18 @@ impl Primary {
 
     /// Sends some pages of the snapshot under way; says whether there is more to do at once.
     fn pump_snapshot(&mut self, shared: &Shared) -> bool {
-        let is_free = self.snapshot.is_none() && !self.saver.is_busy();
-        if is_free && Sweep::is_free(&self.machine) {
-            if let Some((link, next)) = self.snapshot_next.take() {
+        let is_busy = self.snapshot.is_some() || self.saver.is_busy() || self.keeper.is_busy();
+        if !is_busy && Sweep::is_free(&self.machine) {
+            if let Some(order) = self.keeper.take_order() {
+                self.begin_keep(shared, *order);
+            } else if let Some((link, next)) = self.snapshot_next.take() {
                 self.begin_snapshot(shared, link, next);
             } else if let Some(order) = self.saver.take_order() {
                 self.begin_save(shared, *order);
             }
+        }
+        if self.keeper.is_busy() {
+            return self.keeper.pump(&mut self.machine, self.snapshot_next.is_some());
         }
         if self.saver.is_busy() {
             return self.saver.pump(&mut self.machine);
@@ -580,11 +588,14 @@ impl Primary {
         }
     }
 
-    /// Writes the state to files for study.
-    pub(crate) fn keep_state(&mut self, dir: &Path, shared: &Shared) {
-        match write_state(dir, &shared.name, "diverged-primary", &mut self.machine) {
-            Ok(path) => tracing(shared, &format!("kept the state in {}", path.display())),
-            Err(e) => tracing(shared, &format!("cannot keep the state: {e}")),
-        }
+    /// Keeps the machine as it is when its memory is next free to be swept.
+    pub(crate) fn keep_state(&mut self, order: KeepOrder) {
+        self.keeper.order(order);
+    }
+
+    fn begin_keep(&mut self, shared: &Shared, order: KeepOrder) {
+        self.collect();
+        self.hand_over(shared);
+        self.keeper.begin(order, &mut self.machine, self.encoder.end(), self.encoder.clock());
     }
 }

@@ -10,7 +10,6 @@
 //! ends this replica, never the VM.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -22,11 +21,13 @@ use replica::Event;
 
 use super::bulk::Loaded;
 use super::definition::Definition;
+use super::evidence::{Difference, Evidence};
 use super::flight::FlightPlan;
 use super::primary::Primary;
 use super::shared::{Shared, mono_now, unix_ms};
-use super::vcpu::{Completions, Disks, WAIT_MAX, tracing, write_state};
+use super::vcpu::{Completions, Disks, WAIT_MAX, tracing};
 use crate::disk::Completion;
+use crate::divergence::report::Digests;
 use crate::recording::Recorder;
 
 /// Pause between two parts of a snapshot while there is no log to replay.
@@ -55,6 +56,12 @@ pub(crate) struct Secondary {
     /// Until it has caught up for the first time: where its flight recorder is to write.
     flight: Option<FlightPlan>,
     recorder: Recorder,
+    /// Step at which it was loaded.
+    followed_from: u64,
+    /// Step of the last digest that was the primary's.
+    last_right: Option<u64>,
+    /// How it differs from the primary.
+    difference: Option<Difference>,
 }
 
 impl Secondary {
@@ -74,6 +81,9 @@ impl Secondary {
             is_failed: false,
             flight,
             recorder: Recorder::default(),
+            followed_from: loaded.pos.icount,
+            last_right: None,
+            difference: None,
         };
         for kind in secondary.machine.outstanding() {
             secondary.submit(kind);
@@ -107,11 +117,28 @@ impl Secondary {
         }
     }
 
-    /// Starts the flight recorder: here, where the machine has caught up, it holds up nobody.
-    fn take_off(&mut self) {
+    /// Starts the flight recorder: where the machine has caught up, it holds up nobody.
+    pub(crate) fn take_off(&mut self) {
         if let Some(plan) = self.flight.take() {
             self.recorder = plan.start(&mut self.machine);
         }
+    }
+
+    /// A difference with what this replica knows of its own way.
+    fn placed(&self, shared: &Shared, seen: Difference) -> Difference {
+        let peer = shared.lock().node.status().peer.map(|host| host.0);
+        let (last_right, followed_from) = (self.last_right, Some(self.followed_from));
+        Difference { peer, last_right, followed_from, ..seen }
+    }
+
+    /// The log does not fit this machine, which shows before a digest does.
+    fn differ(&mut self, shared: &Shared, reason: &str) {
+        if !self.is_failed {
+            let lsn = self.decoder.position().lsn;
+            let at = LogPos { lsn, icount: self.machine.icount() };
+            self.difference = Some(self.placed(shared, Difference::without_digests(at, reason)));
+        }
+        self.fail(shared, format!("diverged: {reason}"));
     }
 
     fn fail(&mut self, shared: &Shared, reason: String) {
@@ -124,7 +151,8 @@ impl Secondary {
     /// Replays for a while, or waits for log.
     pub(crate) fn step(&mut self, shared: &Shared) {
         let is_waiting = self.is_failed || !self.replay(shared);
-        let is_pumping = self.recorder.pump(&mut self.machine);
+        // What differed is not what its recording goes on with.
+        let is_pumping = self.difference.is_none() && self.recorder.pump(&mut self.machine);
         if is_waiting {
             self.collect(shared);
             let pause = if is_pumping { PUMP_PAUSE } else { WAIT_MAX };
@@ -186,7 +214,10 @@ impl Secondary {
                 Exit::Halted if self.machine.icount() == until => {}
                 exit @ (Exit::Idle | Exit::Halted) => {
                     let at = self.machine.icount();
-                    self.fail(shared, format!("diverged: the machine is {exit:?} at step {at}, the log runs to {until}"));
+                    self.recorder.mark(until);
+                    let reason =
+                        format!("the machine is {exit:?} at step {at}, the log runs to {until}");
+                    self.differ(shared, &reason);
                     return false;
                 }
             }
@@ -243,10 +274,9 @@ impl Secondary {
                         return Applied::WaitsForDisk(record);
                     }
                     // It would be waited for in vain, while the primary waits for this replica.
-                    let reason = format!(
-                        "diverged: the log ends read {id} of disk {dev}, which was not made here"
-                    );
-                    self.fail(shared, reason);
+                    let reason =
+                        format!("the log ends read {id} of disk {dev}, which was not made here");
+                    self.differ(shared, &reason);
                     return Applied::Failed;
                 };
                 self.submitted.remove(&(dev, id));
@@ -262,7 +292,9 @@ impl Secondary {
             self.clock = ClockBase { mtime: *mtime, at: record.icount, rate: *rate };
         }
         if let Err(e) = self.machine.apply(&input) {
-            self.fail(shared, format!("diverged: an input of the log cannot be applied: {e}"));
+            // In the recording it shows what a machine that is right makes of it.
+            self.recorder.input(record.icount, &input);
+            self.differ(shared, &format!("an input of the log cannot be applied: {e}"));
             return Applied::Failed;
         }
         self.recorder.input(record.icount, &input);
@@ -285,11 +317,13 @@ impl Secondary {
         // The recording has the primary's: where it was right, a replay is told from what this replica did.
         self.recorder.digest(self.machine.icount(), theirs);
         if ours == theirs {
+            self.last_right = Some(self.machine.icount());
             return Applied::Yes;
         }
         self.is_failed = true;
-        self.recorder.land(&mut self.machine);
         let at = self.decoder.position();
+        let digests = Digests { secondary: ours, primary: theirs };
+        self.difference = Some(self.placed(shared, Difference::of(at, digests)));
         tracing(
             shared,
             &format!("diverged at {at}: digest {ours:#018x} here, {theirs:#018x} in the log"),
@@ -304,12 +338,14 @@ impl Secondary {
         self.machine.ram_mut().write(last, &[0x5a]).unwrap();
     }
 
-    /// Writes the state to files for study.
-    pub(crate) fn keep_state(&mut self, dir: &Path, shared: &Shared) {
-        match write_state(dir, &shared.name, "diverged-secondary", &mut self.machine) {
-            Ok(path) => tracing(shared, &format!("kept the state in {}", path.display())),
-            Err(e) => tracing(shared, &format!("cannot keep the state: {e}")),
-        }
+    /// What it leaves behind if it differed.
+    pub(crate) fn into_evidence(self: Box<Self>) -> Option<Evidence> {
+        let Self { mut machine, mut recorder, difference, .. } = *self;
+        let Some(seen) = difference else {
+            recorder.land(&mut machine);
+            return None;
+        };
+        Some(Evidence { machine, recorder, seen })
     }
 
     /// Goes live at the end of the log.

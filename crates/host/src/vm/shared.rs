@@ -28,6 +28,7 @@ use super::Env;
 use super::bulk::Loaded;
 use super::definition::Definition;
 use super::engine::EngineUse;
+use super::evidence::Difference;
 use super::mailbox::Mailbox;
 use super::outputs::OutputQueue;
 use super::packets::PacketQueue;
@@ -35,6 +36,7 @@ use super::ports::{CONSOLES, Ports};
 use super::vcpu::{Mail, tracing};
 use crate::channel;
 use crate::console::ConsoleHub;
+use crate::divergence::report::Digests;
 
 /// Packets, bytes and requests that wait on a secondary for the news that they left; more than this and it is not
 /// keeping up with what its primary says.
@@ -302,12 +304,17 @@ impl Shared {
         {
             Self::note_released(&mut inner, *released);
         }
-        if let Message::Diverged { at, .. } = &message
+        if let Message::Diverged { at, secondary, primary } = &message
             && inner.follower == Some(link)
         {
-            inner.last_problem =
-                Some(format!("a secondary diverged at step {}; both states are kept", at.icount));
-            self.mailbox.post(Mail::KeepState);
+            let icount = at.icount;
+            let what =
+                format!("the secondary diverged at step {icount}; both states are being kept");
+            inner.last_problem = Some(what);
+            let digests = Digests { secondary: *secondary, primary: *primary };
+            let peer = inner.node.status().peer.map(|host| host.0);
+            let seen = Difference { peer, ..Difference::of(*at, digests) };
+            self.mailbox.post(Mail::KeepState(Box::new(seen)));
         }
         self.feed_locked(&mut inner, Event::Message { link, message });
     }
@@ -431,7 +438,7 @@ impl Shared {
                     generation: current.map_or(0, |r| r.generation),
                 });
             }
-            Command::Stopped => self.mailbox.post(Mail::Discard { keep_state: false }),
+            Command::Stopped => self.mailbox.post(Mail::Discard),
             Command::Release { up_to_icount } => self.release(inner, up_to_icount),
             Command::Throttle { permille } => self.mailbox.set_throttle(permille),
             Command::PauseVcpu => {
@@ -480,11 +487,12 @@ impl Shared {
                 self.mailbox.set_throttle(0);
                 self.mailbox.post(Mail::GoLive { generation, at, resend_after });
             }
-            Command::Discard { keep_state } => {
+            // Whether there is anything to keep the machine's thread knows best.
+            Command::Discard { keep_state: _ } => {
                 inner.loading = None;
                 inner.primary = None;
                 inner.early = None;
-                self.mailbox.post(Mail::Discard { keep_state });
+                self.mailbox.post(Mail::Discard);
             }
             Command::Halt { reason } => {
                 // The vCPU thread closes the devices; what it makes until then is held by nobody's leave.

@@ -11,20 +11,21 @@
 //! - INV-VCPU-2: log that comes before the snapshot is complete is kept, in order.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use eventlog::{ClockBase, Encoder, LogPos};
+use machine::Machine;
 use machine::io::Input;
-use machine::{Machine, MachineSaved};
 use replica::{Event, LinkId};
 
 use super::Env;
 use super::bulk::{Loaded, RamSender};
 use super::definition::Definition;
 use super::engine::{self, EngineUse};
+use super::evidence::{self, Difference, Evidence, Order as KeepOrder};
 use super::flight::FlightPlan;
 use super::origin::log_start;
 use super::primary::Primary;
@@ -66,16 +67,16 @@ pub(crate) enum Mail {
     Replay { bytes: Vec<u8>, end: LogPos },
     /// Run live from here.
     GoLive { generation: u64, at: LogPos, resend_after: u64 },
-    /// Throw the machine away.
-    Discard { keep_state: bool },
+    /// Throw the machine away; what shows how it differed is kept.
+    Discard,
     /// Another host has the VM.
     Halt,
     /// Stop at a position and say so.
     StopMachine,
     /// The operator wants the VM off.
     PowerOff,
-    /// The secondary's state differs: save this machine's state for study.
-    KeepState,
+    /// The secondary's state differs: keep this machine's as well.
+    KeepState(Box<Difference>),
     /// The VM's definition.
     Define(Box<Definition>),
     /// The VM is being closed: end the thread.
@@ -113,11 +114,14 @@ pub(crate) struct Vcpu {
     role: Role,
     /// Log that came before the snapshot.
     early_log: VecDeque<(Vec<u8>, LogPos)>,
+    /// Writes what a secondary left behind.
+    keeping: Option<JoinHandle<()>>,
 }
 
 impl Vcpu {
     pub(crate) fn new(shared: Arc<Shared>, env: Arc<Env>) -> Self {
-        Self { shared, definition: None, env, role: Role::Idle, early_log: VecDeque::new() }
+        let early_log = VecDeque::new();
+        Self { shared, definition: None, env, role: Role::Idle, early_log, keeping: None }
     }
 
     /// The thread's main function.
@@ -149,9 +153,9 @@ impl Vcpu {
             (Mail::GoLive { generation, at, resend_after }, Role::Secondary(_)) => {
                 self.go_live(generation, at, resend_after);
             }
-            (Mail::Discard { keep_state }, _) => self.discard(keep_state),
+            (Mail::Discard, _) => self.discard(),
             (Mail::Halt, _) => {
-                self.discard(false);
+                self.discard();
                 // The machine is gone: this host may be used as a spare.
                 self.shared.feed(Event::Reset);
             }
@@ -160,7 +164,9 @@ impl Vcpu {
             #[cfg(test)]
             (Mail::Flip, _) => {}
             (Mail::Define(definition), _) => self.definition = Some(*definition),
-            (Mail::KeepState, Role::Primary(p)) => p.keep_state(&self.env.state_dir, &self.shared),
+            (Mail::KeepState(seen), Role::Primary(p)) => {
+                p.keep_state(KeepOrder::new(&self.env, &self.shared, *seen));
+            }
             (Mail::DiskDone { epoch, .. }, _)
                 if epoch != self.shared.disk_epoch.load(Ordering::Relaxed) => {}
             (Mail::DiskDone { done, .. }, Role::Secondary(s)) => s.disk_done(&self.shared, done),
@@ -177,7 +183,7 @@ impl Vcpu {
                 | Mail::TakeSnapshot(_)
                 | Mail::StopMachine
                 | Mail::PowerOff
-                | Mail::KeepState,
+                | Mail::KeepState(_),
                 Role::Idle | Role::Secondary(_),
             ) => {}
         }
@@ -252,6 +258,10 @@ impl Vcpu {
         self.choose_engine(&mut loaded.machine);
         let flight = FlightPlan::of(&self.env, &loaded.definition);
         let mut secondary = Secondary::new(*loaded, disks, flight);
+        if evidence::has_differed(&self.env, &self.shared.name) {
+            // It may differ again before it has caught up, and no recording would tell why.
+            secondary.take_off();
+        }
         for (bytes, end) in self.early_log.drain(..) {
             secondary.push(bytes, end);
         }
@@ -269,67 +279,23 @@ impl Vcpu {
         self.role = Role::Primary(Box::new(primary));
     }
 
-    fn discard(&mut self, keep_state: bool) {
+    fn discard(&mut self) {
         self.early_log.clear();
-        if keep_state {
-            match &mut self.role {
-                Role::Secondary(s) => s.keep_state(&self.env.state_dir, &self.shared),
-                Role::Primary(p) => p.keep_state(&self.env.state_dir, &self.shared),
-                Role::Idle => {}
-            }
+        if let Role::Secondary(secondary) = std::mem::replace(&mut self.role, Role::Idle) {
+            self.keep_evidence(secondary.into_evidence());
         }
-        self.role = Role::Idle;
         self.shared.clear_machine();
     }
-}
 
-/// Writes a machine's state for study: `NAME.kind.ICOUNT.state` (saved state) and `.ram` (non-zero pages).
-pub(crate) fn write_state(
-    dir: &std::path::Path,
-    name: &str,
-    kind: &str,
-    machine: &mut Machine,
-) -> std::io::Result<PathBuf> {
-    let saved: MachineSaved = machine.save();
-    let prefix = format!("{name}.{kind}.");
-    let is_kept = |e: &std::fs::DirEntry| {
-        let file = e.file_name();
-        file.to_str().is_some_and(|f| f.starts_with(&prefix) && f.ends_with(".state"))
-    };
-    if std::fs::read_dir(dir)?.filter_map(Result::ok).filter(is_kept).count() >= STATES_MAX {
-        let text = format!("{} has {STATES_MAX} states of this VM already", dir.display());
-        return Err(std::io::Error::other(text));
-    }
-    let path = dir.join(format!("{prefix}{}.state", saved.icount));
-    if let Err(e) = write_state_to(&path, &saved, machine) {
-        // Half a state is of no use, and the disk may be full.
-        drop(std::fs::remove_file(&path));
-        return Err(e);
-    }
-    Ok(path)
-}
-
-fn write_state_to(
-    path: &std::path::Path,
-    saved: &MachineSaved,
-    machine: &Machine,
-) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let bytes = postcard::to_stdvec(saved).map_err(std::io::Error::other)?;
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-    file.write_all(&(bytes.len() as u64).to_le_bytes())?;
-    file.write_all(&bytes)?;
-    for (page, data) in machine.ram().bytes().chunks(machine::ram::PAGE_SIZE).enumerate() {
-        if !machine::ram::is_zero(data) {
-            file.write_all(&(page as u32).to_le_bytes())?;
-            file.write_all(data)?;
+    /// Keeps what a secondary leaves behind that differed.
+    fn keep_evidence(&mut self, evidence: Option<Evidence>) {
+        let Some(evidence) = evidence else { return };
+        if self.keeping.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return tracing(&self.shared, "it diverged again while the state before is written");
         }
+        self.keeping = evidence.keep(&self.env, &self.shared);
     }
-    file.flush()
 }
-
-/// Kept states of a VM of each kind, so that a divergence that comes again and again does not fill the disk.
-const STATES_MAX: usize = 4;
 
 /// A line for the daemon's log.
 pub(crate) fn tracing(shared: &Shared, what: &str) {

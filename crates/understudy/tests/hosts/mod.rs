@@ -149,7 +149,7 @@ impl Host {
         let kept = fs::read_dir(self.dir.join("state")).expect("the daemon made it");
         let names: Vec<String> = kept
             .filter_map(|e| e.ok()?.file_name().into_string().ok())
-            .filter(|name| name.contains("diverged"))
+            .filter(|name| name == "divergence")
             .collect();
         let log = fs::read_to_string(self.dir.join("log")).expect("the daemon has a log");
         assert!(names.is_empty() && !log.contains("diverged"), "{names:?}\n{log}");
