@@ -37,6 +37,8 @@ enum Command {
     Record(cli::record::RecordArgs),
     /// Serve a recorded VM to GDB, forward and back.
     Debug(cli::debug::DebugArgs),
+    /// Find what made two replicas differ, down to the instruction or the byte.
+    Divergence(cli::divergence::DivergenceArgs),
     /// Run the daemon of this host.
     Host {
         /// Its configuration.
@@ -96,6 +98,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => cli::replay::run(&args),
         Command::Record(args) => cli::record::run(&args),
         Command::Debug(args) => cli::debug::run(&args),
+        Command::Divergence(args) => cli::divergence::run(&args),
         Command::Host { config } => {
             let config =
                 host::config::HostConfig::load(&config).map_err(|e| cli::usage(e.to_string()))?;
