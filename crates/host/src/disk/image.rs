@@ -5,10 +5,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::Errno;
 
+/// How long a machine that has stopped may keep an image.
+const LET_GO_TIME_MAX: Duration = Duration::from_secs(2);
+const LET_GO_LOOK: Duration = Duration::from_millis(10);
 const ZERO_BLOCK_BYTES: usize = 256 << 10;
 
 /// How an image is opened.
@@ -97,6 +101,23 @@ impl Image {
             }
         }
         Ok(Self { file, path: path.to_owned(), size, readonly, can_punch: true })
+    }
+
+    /// As [`Self::open`], for who may have used the image a moment ago: threads of a machine that has stopped let it go as
+    /// soon as they see that.
+    ///
+    /// # Errors
+    /// See [`OpenImageError`].
+    pub fn open_again(path: &Path, mode: OpenMode) -> Result<Self, OpenImageError> {
+        let start = Instant::now();
+        loop {
+            match Self::open(path, mode) {
+                Err(OpenImageError::InUse { .. }) if start.elapsed() < LET_GO_TIME_MAX => {
+                    std::thread::sleep(LET_GO_LOOK);
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// Size in bytes.

@@ -100,7 +100,12 @@ fn images_that_are_no_disks_are_refused() {
     let first = Image::open(&path, OpenMode::Exclusive).unwrap();
     assert!(matches!(open(&path), OpenImageError::InUse { .. }));
     assert!(Image::open(&path, OpenMode::Shared).is_ok());
-    drop(first);
+    let letting_go = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(first);
+    });
+    assert!(Image::open_again(&path, OpenMode::Exclusive).is_ok());
+    letting_go.join().unwrap();
     assert!(Image::open(&path, OpenMode::Exclusive).is_ok());
 }
 

@@ -310,7 +310,7 @@ fn stage_all(
             DiskMode::Mirrored => OpenMode::Exclusive,
             DiskMode::Shared => OpenMode::Shared,
         };
-        let present = match Image::open(&section.path, mode) {
+        let present = match Image::open_again(&section.path, mode) {
             Ok(image) => Some(image),
             // There is none, or one that is no disk any more.
             Err(OpenImageError::BadSize { .. }) => None,
