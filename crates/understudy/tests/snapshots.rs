@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use guest::GuestKind;
 use hosts::{DIGESTS_MIN, Host, LIMIT, VM, two_hosts};
-use inside::{Redis, allow_hosts, is_inside, make_network, tool};
+use inside::{Redis, allow_hosts, forget_neighbours, is_inside, make_network, tool};
 use vmrun::guest;
 
 /// What a command said, of which it is known that it did what it was to.
@@ -129,10 +129,13 @@ fn a_protected_redis_is_restored_with_just_what_it_had() {
     drop(redis);
     stop(a, "c1");
     stop(a, "c2");
-    // The clone's own disk has what its memory had, as after the loss of power, and its configuration leads to it.
+    // The clone's own disk has what its memory had, as after the loss of power, and its configuration leads to it. It has its
+    // own MAC address now.
+    forget_neighbours();
     done(&a.ask(&["start", &work.path().join("c2.toml").display().to_string()]));
     assert_eq!(Redis::wait(LIMIT).count(), count + 20);
     stop(a, "c2");
+    forget_neighbours();
     done(&a.ask(&["snapshot", "restore", "--force", VM, "two"]));
     assert_eq!(Redis::wait(LIMIT).count(), count);
     hosts.iter().for_each(Host::assert_same);

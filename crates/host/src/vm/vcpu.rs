@@ -27,7 +27,7 @@ use super::definition::Definition;
 use super::engine::{self, EngineUse};
 use super::evidence::{self, Difference, Evidence, Order as KeepOrder};
 use super::flight::FlightPlan;
-use super::origin::log_start;
+use super::origin::{Origin, log_start};
 use super::primary::Primary;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
@@ -237,6 +237,12 @@ impl Vcpu {
             None => Recorder::default(),
         };
         let encoder = Encoder::new(log.0, log.1);
+        if matches!(definition.origin, Origin::State(_))
+            && let Some(ports) = &self.shared.lock().ports
+        {
+            // Its guest believes that the network knows where it is.
+            ports.announce();
+        }
         let primary = Primary::new(machine, disks, encoder, definition).recorded(recording);
         Ok(primary.beginning(restored))
     }

@@ -60,6 +60,11 @@ pub(crate) fn make_network() {
     ip(&["link", "set", BRIDGE, "up"]);
 }
 
+/// Forgets which device has which address: the next guest has another one.
+pub(crate) fn forget_neighbours() {
+    ip(&["neigh", "flush", "all"]);
+}
+
 /// Makes room for the names of hosts' network namespaces.
 pub(crate) fn allow_hosts() {
     tool("mount", "mount", &["-t", "tmpfs", "hosts", "/run"]);
