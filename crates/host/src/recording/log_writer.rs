@@ -76,8 +76,9 @@ impl LogThread {
         }
         let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
         if waiting > WAITING_BYTES_MAX {
-            self.fail();
-            stopped(&self.dir, &"the disk is too slow");
+            if self.fail() {
+                stopped(&self.dir, &"the disk is too slow");
+            }
             return false;
         }
         self.send(Job::Write(bytes))
@@ -92,9 +93,9 @@ impl LogThread {
         self.queue.as_ref().is_some_and(|queue| queue.send(job).is_ok())
     }
 
-    /// The recording ends here, as one that is cut off.
-    pub(super) fn fail(&self) {
-        self.is_failed.store(true, Ordering::Relaxed);
+    /// The recording ends here, as one that is cut off; says whether it had not before.
+    pub(super) fn fail(&self) -> bool {
+        !self.is_failed.swap(true, Ordering::Relaxed)
     }
 
     /// Completes the log; everything is written when this comes back.

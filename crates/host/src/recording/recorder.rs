@@ -32,6 +32,8 @@ const SNAPSHOT_STEPS_MIN: u64 = 2_000_000_000;
 const SEGMENTS_PER_LIMIT: u32 = 4;
 /// Shortest segment of a recording whose limit is a time.
 const SEGMENT_TIME_MIN: Duration = Duration::from_secs(1);
+/// A snapshot that would build on this many others builds on none, so that each is soon loaded.
+const CHAIN_MAX: usize = 64;
 /// Time between snapshots unless something else is asked for.
 pub const SNAPSHOT_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 
@@ -81,11 +83,15 @@ struct Active {
     sweep: Option<UnderWay>,
     /// The last snapshot that is complete: the next one builds on it.
     base: Option<(SnapshotId, Epoch)>,
+    /// How many others that one builds on, itself included, as far as they were not merged.
+    chain: usize,
     began: Instant,
     began_icount: u64,
     /// Bytes of log in this segment.
     segment_bytes: u64,
     last_mark: u64,
+    /// Nothing is written any more: to be let go of where the machine is at hand, whose memory may be armed.
+    is_over: bool,
 }
 
 #[derive(Debug)]
@@ -150,24 +156,23 @@ impl Recorder {
         }
         active.append(icount, eventlog::Entry::Mark);
         active.last_mark = icount;
-        if !active.hand_over() {
-            self.0 = None;
-        }
+        active.is_over |= !active.hand_over();
     }
 
     /// Goes on with a snapshot under way, or begins one when it is due. Called after each slice, when all that the machine
     /// has made was told. Says whether there is more to do at once.
     pub(crate) fn pump(&mut self, machine: &mut Machine) -> bool {
         let Some(active) = &mut self.0 else { return false };
-        match active.pump(machine) {
-            Ok(more) => more,
-            Err(reason) => {
-                stopped(&active.options.dir, &reason);
-                active.log.fail();
-                self.stop(machine);
-                false
+        if !active.is_over {
+            match active.pump(machine) {
+                Ok(more) => return more,
+                Err(reason) if active.log.fail() => stopped(&active.options.dir, &reason),
+                // Why was said.
+                Err(_) => {}
             }
         }
+        self.leave(machine);
+        false
     }
 
     /// The machine is off, or not recorded any more: a last digest, and everything is written when this comes back.
@@ -184,7 +189,7 @@ impl Recorder {
         let Some(active) = &self.0 else { return };
         let at = active.encoder.end().icount.max(machine.icount());
         self.mark(at);
-        if let Some(active) = &mut self.0 {
+        if let Some(active) = self.0.as_mut().filter(|active| !active.is_over) {
             active.complete_snapshot(machine);
         }
         self.stop(machine);
@@ -197,11 +202,18 @@ impl Recorder {
 
     /// Ends the recording where the last mark is, without a wait: the thread that completes it is left to itself.
     pub(crate) fn land(&mut self, machine: &mut Machine) {
+        if let Some(active) = &mut self.0 {
+            active.append(active.encoder.end().icount, eventlog::Entry::Mark);
+            self.leave(machine);
+        }
+    }
+
+    /// Lets go of the recording: the machine's memory is free for other snapshots, and a thread waits for those that write.
+    fn leave(&mut self, machine: &mut Machine) {
         let Some(mut active) = self.0.take() else { return };
         if active.sweep.as_ref().is_some_and(|under_way| under_way.is_pumping) {
             machine.ram_mut().disarm_snapshot();
         }
-        active.append(active.encoder.end().icount, eventlog::Entry::Mark);
         let dir = active.options.dir.clone();
         let complete = move || {
             active.hand_over();
@@ -281,10 +293,12 @@ impl Active {
             trimmer,
             sweep: None,
             base: None,
+            chain: 0,
             began: Instant::now(),
             began_icount: icount,
             segment_bytes: 0,
             last_mark: icount,
+            is_over: false,
             options,
         };
         if icount > 0 {
@@ -387,11 +401,13 @@ impl Active {
     /// Begins the snapshot that the segment begins with.
     fn begin_snapshot(&mut self, machine: &mut Machine) -> Result<(), String> {
         let icount = machine.icount();
+        let base = self.base.filter(|_| self.chain < CHAIN_MAX);
+        self.chain = if base.is_some() { self.chain + 1 } else { 1 };
         let (pos, clock) = (self.encoder.end(), self.encoder.clock());
         let images = machine.images();
         let head = SnapshotHead {
             id: SnapshotId::random()?,
-            parent: self.base.map(|(id, _)| id),
+            parent: base.map(|(id, _)| id),
             name: String::new(),
             taken_unix_ms: unix_ms(),
             pos,
@@ -404,7 +420,7 @@ impl Active {
             saved: machine.save(),
         };
         let path = self.options.dir.join(snapshot_name(icount));
-        let base = self.base.map(|(_, epoch)| epoch);
+        let base = base.map(|(_, epoch)| epoch);
         let sweep = Sweep::begin(machine, head, base, path).map_err(|e| e.to_string())?;
         self.sweep = Some(UnderWay { sweep, is_pumping: true });
         Ok(())
@@ -428,3 +444,6 @@ pub(crate) fn unix_ms() -> u64 {
 pub(super) fn stopped(dir: &Path, why: &dyn std::fmt::Display) {
     crate::log::line(&format!("recording into {} stopped: {why}; the VM goes on", dir.display()));
 }
+
+#[cfg(test)]
+mod tests;
