@@ -102,6 +102,13 @@ pub(super) struct Place {
     applied_at: Option<u64>,
 }
 
+impl Place {
+    /// Whether nothing that the log has for a step was applied.
+    pub(super) fn is_before_records_of(&self, icount: u64) -> bool {
+        self.applied_at != Some(icount)
+    }
+}
+
 impl Player {
     /// A player that stands at the latest beginning of a segment that is not after `icount`, or at the first one.
     ///
@@ -121,7 +128,10 @@ impl Player {
         let (mut machine, segment) = recording.machine_before(icount, &mut tell)?;
         crate::vm::choose_engine(&mut machine, engine, "replay");
         let cursor = Cursor::open(recording, segment)?;
-        let place = Place { cursor, next: None, records: 0, digests: 0, applied_at: None };
+        // A snapshot on the way may lie between two records of its step.
+        let is_first = recording.start_steps().first() == Some(&machine.icount());
+        let applied_at = (!is_first).then(|| machine.icount());
+        let place = Place { cursor, next: None, records: 0, digests: 0, applied_at };
         Ok(Self { machine, place, slice: u64::MAX, drop_caches: None, passed: None })
     }
 
@@ -181,9 +191,14 @@ impl Player {
         self.passed = Some(self.machine.icount());
     }
 
+    /// A breakpoint is told wherever the machine comes to it.
+    pub(super) fn heed_breakpoints(&mut self) {
+        self.passed = None;
+    }
+
     /// Whether nothing that the log has for this step was applied.
     pub(super) fn is_before_records(&self) -> bool {
-        self.place.applied_at != Some(self.machine.icount())
+        self.place.is_before_records_of(self.machine.icount())
     }
 
     pub(super) fn place(&self) -> &Place {

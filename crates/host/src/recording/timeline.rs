@@ -359,13 +359,17 @@ impl Timeline {
     /// Takes the machine to a state not after `icount` from which that is reached soonest.
     fn go_before(&mut self, icount: u64) -> Result<(), Stop> {
         let starts = self.recording.start_steps();
-        let start = starts.iter().rev().find(|s| **s <= icount).copied().unwrap_or(0);
+        // Before all that the log has for that step: a snapshot of it may be behind some.
+        let start = starts.iter().rev().find(|s| **s < icount).copied().unwrap_or(0);
         let here = self.player.icount();
-        let kept = self.kept.iter().rposition(|k| k.icount <= icount);
+        let is_before = |k: &Kept| {
+            k.icount < icount || k.icount == icount && k.place.is_before_records_of(icount)
+        };
+        let kept = self.kept.iter().rposition(is_before);
         let stays = here < icount || here == icount && self.player.is_before_records();
         let nearest = if stays { Some(here) } else { kept.map(|at| self.kept[at].icount) };
         if nearest.is_none_or(|near| start > near.saturating_add(JUMP_STEPS)) {
-            let opened = Player::open(&self.recording, icount, self.engine);
+            let opened = Player::open(&self.recording, icount.saturating_sub(1), self.engine);
             self.player = opened.map_err(|e| Stop::End {
                 how: ReplayEnd::Corrupt {
                     path: self.recording.path().to_owned(),
@@ -610,7 +614,9 @@ impl Timeline {
         while high > self.first() {
             self.disarm();
             self.go_before(high - 1)?;
-            let low = self.player.icount();
+            // Some of what the log has for the step of a snapshot may lie before that.
+            let low = self.player.icount() + u64::from(!self.player.is_before_records());
+            self.player.heed_breakpoints();
             let machine = self.player.machine_mut();
             machine.set_breakpoints(&self.breakpoints);
             machine.set_watchpoints(&watchpoints);

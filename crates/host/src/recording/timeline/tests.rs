@@ -110,6 +110,66 @@ fn every_way_to_a_step_leads_to_the_same_machine() {
 }
 
 #[test]
+fn step_of_a_snapshot_is_before_its_records() {
+    let work = tempfile::tempdir().unwrap();
+    let dir = work.path().join("recording");
+    let mut machine = machine();
+    let limit = super::super::RecordLimit { bytes: Some(64 << 10), time: None };
+    let (snapshot_interval, about) = (Duration::ZERO, About::default());
+    let options = RecordOptions { dir: dir.clone(), limit, snapshot_interval, about };
+    let mut recorder = Recorder::start(options, &mut machine).unwrap();
+    for at in [1000, 2000] {
+        while machine.icount() < at {
+            machine.run(at, &AtomicBool::new(false));
+        }
+        let inputs = (1..=20).map(|byte| Input::Console { dev: 0, bytes: vec![byte; 1000] });
+        for input in inputs.chain([Input::Clock { mtime: 7 * at, rate: 6 }]) {
+            machine.apply(&input).unwrap();
+            recorder.input(at, &input);
+        }
+        recorder.mark(at);
+        if at == 1000 {
+            assert!(recorder.pump(&mut machine), "a segment begins behind these records");
+        }
+    }
+    recorder.finish(&mut machine);
+    let recording = Arc::new(RecordingDir::open(&dir).unwrap());
+    assert_eq!(recording.start_steps(), [0, 1000]);
+    let expected = digests(&dir, &BTreeSet::from([1000]))[&1000];
+    let mut timeline = Timeline::open(&dir, None).unwrap();
+    // As a jump over many steps does.
+    timeline.player = Player::open(&recording, 1500, None).unwrap();
+    timeline.begin();
+    assert_eq!(timeline.icount(), 1000);
+    assert_ne!(timeline.digest(), expected);
+    let never = AtomicBool::new(false);
+    assert_eq!(timeline.goto(1500, &never), Stop::Reached);
+    assert_eq!(timeline.goto(1000, &never), Stop::Reached);
+    assert_eq!((timeline.icount(), timeline.digest()), (1000, expected));
+}
+
+#[test]
+fn breakpoint_that_was_left_is_come_back_to() {
+    let work = tempfile::tempdir().unwrap();
+    let dir = work.path().join("recording");
+    record(&dir);
+    let never = AtomicBool::new(false);
+    let mut timeline = Timeline::open(&dir, None).unwrap();
+    // The log has records for this step, so that each run of the machine ends there.
+    timeline.goto(5000, &never);
+    let before = timeline.machine().harts().to_vec();
+    timeline.goto(5001, &never);
+    let runs = |(a, b): &(&machine::hart::Hart, &machine::hart::Hart)| a.steps != b.steps;
+    let (hart, _) = before.iter().zip(timeline.machine().harts()).find(runs).unwrap();
+    timeline.set_breakpoints(BTreeSet::from([hart.pc]));
+    timeline.goto(5000, &never);
+    assert!(matches!(timeline.resume(None, &never), Stop::Breakpoint { .. }));
+    assert!(timeline.icount() > 5000);
+    assert!(matches!(timeline.reverse_resume(&never), Stop::Breakpoint { .. }));
+    assert_eq!(timeline.icount(), 5000);
+}
+
+#[test]
 fn steps_back_undo_steps_on_for_each_hart() {
     let work = tempfile::tempdir().unwrap();
     let dir = work.path().join("recording");
