@@ -132,9 +132,14 @@ impl Image {
         &self.path
     }
 
+    /// What the system knows of its file.
+    pub(crate) fn metadata(&self) -> io::Result<std::fs::Metadata> {
+        self.file.metadata()
+    }
+
     /// Whether it is a block device, which keeps its contents where others may use them.
     pub(crate) fn is_device(&self) -> bool {
-        self.file.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
+        self.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
     }
 
     pub(super) fn fail(&self, action: &str, offset: u64, reason: &dyn Display) -> String {

@@ -146,6 +146,21 @@ impl MirrorWriter {
         write_zeroes(&self.file, offset, len).map_err(|e| self.error("zero", e))
     }
 
+    /// Gives the copy owner and permissions of the file that it replaces.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn belong_as(&self, replaced: &fs::Metadata) -> Result<(), MirrorError> {
+        let (uid, gid) = (replaced.uid(), replaced.gid());
+        let now = self.file.metadata().map_err(|e| self.error("look at", e))?;
+        if (uid, gid) != (now.uid(), now.gid()) {
+            let given = std::os::unix::fs::fchown(&self.file, Some(uid), Some(gid));
+            given.map_err(|e| self.error("give away", e))?;
+        }
+        let set = self.file.set_permissions(replaced.permissions());
+        set.map_err(|e| self.error("set the permissions of", e))
+    }
+
     /// Makes what was written so far durable.
     ///
     /// # Errors

@@ -343,6 +343,10 @@ fn stage(
             let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
             let writer = MirrorWriter::create(&path, size);
             let writer = writer.map_err(|e| RestoreError::Failed(one_line(&e)))?;
+            if let Some(replaced) = present.as_ref().and_then(|image| image.metadata().ok()) {
+                let given = writer.belong_as(&replaced);
+                given.map_err(|e| RestoreError::Failed(one_line(&e)))?;
+            }
             Ok(StagedDisk::File { writer, present })
         }
     }

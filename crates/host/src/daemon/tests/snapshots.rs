@@ -1,5 +1,7 @@
 //! Snapshots of the small guest: taken while it counts, restored, cloned, refused.
 
+use std::os::unix::fs::PermissionsExt;
+
 use machine::io::BlkOp;
 
 use super::*;
@@ -194,13 +196,15 @@ fn a_restore_replaces_the_disks_only_by_force_and_a_stop_between_is_noticed() {
     let (code, words) = refusal(lab.restore(0, "one", false));
     assert!(code == ErrorCode::BadRequest && words.contains("say --force"), "{words}");
     let byte = || std::fs::read(lab.disk()).unwrap()[4096];
+    let mode = || std::fs::metadata(lab.disk()).unwrap().permissions().mode() & 0o777;
+    std::fs::set_permissions(lab.disk(), PermissionsExt::from_mode(0o640)).unwrap();
     assert_eq!(byte(), 2);
     // A crash after some of the disks.
     lab.store("a").begin_restoring("one").unwrap();
     let (_, words) = refusal(lab.start(0, &COUNTER, DISK));
     assert!(words.contains("restore --force toy one"), "{words}");
     assert!(matches!(lab.restore(0, "one", true), Response::Restored { .. }));
-    assert_eq!(byte(), 1);
+    assert_eq!((byte(), mode()), (1, 0o640));
     lab.wait_output(0, 20);
     lab.stop(0);
     assert_eq!(lab.start(0, &COUNTER, DISK), Response::Done);
