@@ -23,8 +23,8 @@ mod snapshot;
 mod watch;
 
 use self::snapshot::History;
-use self::watch::{WATCH, Watch};
 pub use self::snapshot::{Epoch, SnapshotPage, SnapshotStep};
+use self::watch::{WATCH, Watch};
 
 /// Size of a guest page in bytes.
 pub const PAGE_SIZE: usize = 4096;

@@ -61,7 +61,8 @@ impl Definition {
 
     fn open_image(&self, index: usize, mode: OpenMode) -> Result<Image, String> {
         let path = &self.config.disks[index].path;
-        Image::open_again(path, mode).map_err(|e| format!("VM {}: {}", self.config.name, one_line(&e)))
+        Image::open_again(path, mode)
+            .map_err(|e| format!("VM {}: {}", self.config.name, one_line(&e)))
     }
 
     /// Sizes of the disks in bytes.
