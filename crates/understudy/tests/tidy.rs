@@ -83,7 +83,7 @@ const LINES_MAX: usize = 900;
 const URL_HOSTS: &[&str] = &["www.apache.org", "www.w3.org", "localhost"];
 
 /// Commits whose subject is too long, from before this test.
-const LONG_SUBJECTS: &[&str] = &["1c2db22", "e1caca1"];
+const LONG_SUBJECTS: &[&str] = &["1c2db22", "e1caca1", "8dcacad"];
 
 #[test]
 fn dependencies_between_crates_go_down_only() {

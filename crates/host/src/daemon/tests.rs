@@ -7,6 +7,7 @@ use crate::config::ArbiterSection;
 use crate::control::Detail;
 use crate::divergence::report::reports;
 use crate::divergence::{self, Cause, Part, Report, Side};
+use crate::recording::RecordingDir;
 use crate::snapshot::SnapshotReader;
 use crate::vm::flight::flights;
 use machine::engine::EngineKind;
@@ -241,7 +242,11 @@ fn divergence_is_detected_reported_kept_and_healed() {
     let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
     assert_eq!(lab.start(0, &COUNTER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
     lab.wait("protected", |l| l.is_protected(0));
-    lab.wait("recorder", |l| flights(&l.dir.path().join("b"), NAME).len() == 1);
+    lab.wait("recorder", |l| {
+        let recordings = flights(&l.dir.path().join("b"), NAME);
+        let opened = recordings.first().and_then(|dir| RecordingDir::open(dir).ok());
+        opened.is_some_and(|recording| !recording.start_steps().is_empty())
+    });
     lab.hosts[1].vm().flip_byte();
     lab.wait("divergence on status", |l| {
         l.status(0).and_then(|s| s.reason).is_some_and(|r| r.contains("diverged at step"))

@@ -1,7 +1,7 @@
 //! A recorded machine on the bench: run from one state in several manners, and taken back each time.
 //!
 //! # Invariants
-//! - INV-BENCH-1: what an engine does from the base on is a function of base, manner and goal: engines begin with nothing
+//! - INV-ENGINEPAIR-1: what an engine does from the base on is a function of base, manner and goal: engines begin with nothing
 //!   translated, whatever was tried before.
 //! - INV-BENCH-2: between two trials the machine stands at the base.
 

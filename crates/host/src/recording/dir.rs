@@ -20,6 +20,8 @@ use crate::snapshot::{HASH_BYTES, SnapshotError, SnapshotHead, SnapshotId, Snaps
 
 /// Largest `machine` file that is read.
 const MACHINE_BYTES_MAX: u64 = 1 << 20;
+/// Longest image that is read.
+const IMAGE_BYTES_MAX: u64 = 2 << 30;
 /// Most files of a recording that are looked at.
 const FILES_MAX: usize = 1 << 20;
 /// The log of a recording of version 1.
@@ -264,7 +266,7 @@ fn read_images(dir: &Path, start: &Start) -> Result<BootImages, OpenRecordingErr
     for ((slot, name), hash) in images.iter_mut().zip(IMAGE_FILES).zip(&start.images) {
         let Some(hash) = hash else { continue };
         let path = dir.join(name);
-        let bytes = fs::read(&path)
+        let bytes = read_image(&path)
             .map_err(|source| OpenRecordingError::Io { path: path.clone(), source })?;
         if Sha256::digest(&bytes)[..] != hash[..] {
             return Err(OpenRecordingError::Image(path));
@@ -273,6 +275,17 @@ fn read_images(dir: &Path, start: &Start) -> Result<BootImages, OpenRecordingErr
     }
     let [bios, kernel, initrd] = images;
     Ok(BootImages { bios, kernel, initrd, append: start.append.clone() })
+}
+
+/// Reads an image, which is a file of a bounded length.
+fn read_image(path: &Path) -> std::io::Result<Vec<u8>> {
+    let meta = fs::metadata(path)?;
+    if !meta.is_file() || meta.len() > IMAGE_BYTES_MAX {
+        return Err(std::io::Error::other("it is no file, or longer than any image"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(IMAGE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Segments and snapshots of a recording, of version 1 or of a later one.

@@ -114,6 +114,8 @@ fn begin(path: &Path, header: SegmentHeader) -> std::io::Result<(File, SegmentWr
     let segment = SegmentWriter::new(header, &mut head);
     let mut file = create(path)?;
     file.write_all(&head)?;
+    // Without its name on the disk, what is written would be lost although the segment before is complete.
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok((file, segment))
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Encoder, LogPos, SegmentHeader};
 use machine::Machine;
+use machine::config::{BootImages, MachineConfig};
 use machine::io::Input;
 use machine::ram::Epoch;
 
@@ -100,6 +101,67 @@ struct UnderWay {
     is_pumping: bool,
 }
 
+/// A directory with all that a recording has before its log: what a machine is, and what it boots.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    options: RecordOptions,
+    identity: [u8; HASH_BYTES],
+    is_new: bool,
+}
+
+impl Prepared {
+    /// Makes the directory for a recording of a machine like this. Takes the time that its images take to be hashed and
+    /// written.
+    ///
+    /// # Errors
+    /// [`StartRecordingError`]; nothing is left behind.
+    pub(crate) fn new(
+        mut options: RecordOptions,
+        config: &MachineConfig,
+        images: &BootImages,
+    ) -> Result<Self, StartRecordingError> {
+        let dir = options.dir.clone();
+        let is_new = make_empty_dir(&dir)?;
+        match write_machine(&mut options, config, images) {
+            Ok(identity) => Ok(Self { options, identity, is_new }),
+            Err(source) => {
+                clean(&dir, is_new);
+                Err(StartRecordingError::Io { path: dir, source })
+            }
+        }
+    }
+}
+
+/// Removes what [`Prepared::new`] has made.
+fn clean(dir: &Path, is_new: bool) {
+    for name in IMAGE_FILES.into_iter().chain([MACHINE_FILE]) {
+        drop(fs::remove_file(dir.join(name)));
+    }
+    if is_new {
+        drop(fs::remove_dir(dir));
+    }
+}
+
+/// Writes what the machine is and what it boots; gives the recording's identity.
+fn write_machine(
+    options: &mut RecordOptions,
+    config: &MachineConfig,
+    images: &BootImages,
+) -> std::io::Result<[u8; HASH_BYTES]> {
+    for (name, image) in IMAGE_FILES.into_iter().zip(image_bytes(images)) {
+        if let Some(bytes) = image {
+            create(&options.dir.join(name))?.write_all(bytes)?;
+        }
+    }
+    options.about.started_unix_ms = unix_ms();
+    rustix::rand::getrandom(&mut options.about.nonce, rustix::rand::GetRandomFlags::empty())?;
+    let start = Start::of(config, images).to_bytes(&options.about);
+    create(&options.dir.join(MACHINE_FILE))?.write_all(&start)?;
+    let mut identity = [0; HASH_BYTES];
+    identity.copy_from_slice(&start[start.len() - HASH_BYTES..]);
+    Ok(identity)
+}
+
 impl Recorder {
     /// Starts to record `machine` from here on. A machine that has run before is recorded from a snapshot, which is taken
     /// while it runs on.
@@ -110,20 +172,25 @@ impl Recorder {
         options: RecordOptions,
         machine: &mut Machine,
     ) -> Result<Self, StartRecordingError> {
-        let dir = options.dir.clone();
-        let fail = |source| StartRecordingError::Io { path: dir.clone(), source };
-        let is_new = make_empty_dir(&dir)?;
-        match Active::start(options, machine) {
+        let images = machine.images().clone();
+        Self::begin(Prepared::new(options, machine.config(), &images)?, machine)
+    }
+
+    /// As [`Self::start`], of a machine for which all was prepared that takes time.
+    ///
+    /// # Errors
+    /// [`StartRecordingError`]; nothing is left behind.
+    pub(crate) fn begin(
+        prepared: Prepared,
+        machine: &mut Machine,
+    ) -> Result<Self, StartRecordingError> {
+        let (dir, is_new) = (prepared.options.dir.clone(), prepared.is_new);
+        match Active::start(prepared, machine) {
             Ok(active) => Ok(Self(Some(Box::new(active)))),
             Err(source) => {
-                for name in IMAGE_FILES.into_iter().chain([MACHINE_FILE]) {
-                    drop(fs::remove_file(dir.join(name)));
-                }
                 drop(fs::remove_file(dir.join(segment_name(machine.icount()))));
-                if is_new {
-                    drop(fs::remove_dir(&dir));
-                }
-                Err(fail(source))
+                clean(&dir, is_new);
+                Err(StartRecordingError::Io { path: dir, source })
             }
         }
     }
@@ -264,20 +331,9 @@ pub(super) fn snapshot_name(icount: u64) -> String {
 }
 
 impl Active {
-    fn start(mut options: RecordOptions, machine: &mut Machine) -> std::io::Result<Self> {
+    fn start(prepared: Prepared, machine: &mut Machine) -> std::io::Result<Self> {
+        let Prepared { options, identity, .. } = prepared;
         let dir = options.dir.clone();
-        for (name, image) in IMAGE_FILES.into_iter().zip(image_bytes(machine.images())) {
-            if let Some(bytes) = image {
-                create(&dir.join(name))?.write_all(bytes)?;
-            }
-        }
-        options.about.started_unix_ms = unix_ms();
-        rustix::rand::getrandom(&mut options.about.nonce, rustix::rand::GetRandomFlags::empty())?;
-        let start = Start::of(machine).to_bytes(&options.about);
-        create(&dir.join(MACHINE_FILE))?.write_all(&start)?;
-        let mut identity = [0; HASH_BYTES];
-        identity.copy_from_slice(&start[start.len() - HASH_BYTES..]);
-
         let icount = machine.icount();
         let pos = LogPos { lsn: 0, icount };
         let clock = ClockBase { mtime: machine.mtime(), at: icount, rate: machine.clock().rate() };

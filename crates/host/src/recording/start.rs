@@ -4,7 +4,6 @@
 //! Magic `UNDERREC`, version `u32` little endian, [`Start`] in postcard, from version 2 on [`About`] in postcard, SHA-256 of
 //! all before it, which is the recording's identity.
 
-use machine::Machine;
 use machine::config::{BootImages, MachineConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -73,11 +72,10 @@ pub struct About {
 impl Start {
     /// What `machine` is.
     #[must_use]
-    pub fn of(machine: &Machine) -> Self {
-        let images = machine.images();
+    pub fn of(config: &MachineConfig, images: &BootImages) -> Self {
         Self {
             model: machine::machine::MODEL_VERSION,
-            config: machine.config().clone(),
+            config: config.clone(),
             append: images.append.clone(),
             images: image_hashes(images),
         }

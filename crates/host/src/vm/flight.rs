@@ -10,15 +10,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use machine::Machine;
+use machine::config::{BootImages, MachineConfig};
 
 use super::Env;
 use super::definition::Definition;
 use crate::config::ProtectionSection;
 use crate::one_line::one_line;
-use crate::recording::{About, RecordLimit, RecordOptions, Recorder, rfc3339, start};
+use crate::recording::{About, Prepared, RecordLimit, RecordOptions, Recorder, rfc3339, start};
 
 /// Most recordings of a VM that are kept: of the last secondaries that this host had of it.
 pub const FLIGHTS_MAX: usize = 4;
@@ -61,15 +63,23 @@ impl FlightPlan {
         })
     }
 
-    /// Starts to record; what prevents it is told, and concerns the VM in nothing.
-    pub(crate) fn start(self, machine: &mut Machine) -> Recorder {
-        let told = |reason: String| {
-            crate::log::line(&format!("vm {}: no flight recorder: {reason}", self.vm));
-            Recorder::default()
-        };
-        if let Err(e) = self.make_room() {
-            return told(format!("cannot use {}: {e}", self.dir.display()));
-        }
+    /// Prepares a recording of `machine`, on a thread of its own: that takes as long as its images are big, and as the disk
+    /// is slow.
+    pub(crate) fn prepare(self, machine: &Machine) -> Flight {
+        let (config, images) = (machine.config().clone(), machine.images().clone());
+        let (vm, engine) = (self.vm.clone(), machine.engine().to_string());
+        let prepare = move || self.make(engine, &config, &images);
+        let thread = std::thread::Builder::new().name("flight".to_owned()).spawn(prepare);
+        Flight { vm, thread: thread.map_err(|e| e.to_string()) }
+    }
+
+    fn make(
+        self,
+        engine: String,
+        config: &MachineConfig,
+        images: &BootImages,
+    ) -> Result<Prepared, String> {
+        self.make_room().map_err(|e| format!("cannot use {}: {e}", self.dir.display()))?;
         let now = crate::recording::unix_ms();
         let options = RecordOptions {
             dir: self.dir.join(rfc3339(now)),
@@ -79,11 +89,11 @@ impl FlightPlan {
                 vm: self.vm.clone(),
                 host: self.host.clone(),
                 build: start::BUILD.to_owned(),
-                engine: machine.engine().to_string(),
+                engine,
                 ..About::default()
             },
         };
-        Recorder::start(options, machine).unwrap_or_else(|e| told(one_line(&e)))
+        Prepared::new(options, config, images).map_err(|e| one_line(&e))
     }
 
     fn make_room(&self) -> std::io::Result<()> {
@@ -94,5 +104,31 @@ impl FlightPlan {
         dirs.sort();
         let surplus = (dirs.len() + 1).saturating_sub(FLIGHTS_MAX);
         dirs.iter().take(surplus).try_for_each(fs::remove_dir_all)
+    }
+}
+
+/// A flight recorder that is about to begin.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    vm: String,
+    thread: Result<JoinHandle<Result<Prepared, String>>, String>,
+}
+
+impl Flight {
+    /// Whether [`Self::begin`] has nothing to wait for.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.thread.as_ref().map_or(true, JoinHandle::is_finished)
+    }
+
+    /// Begins to record; what prevents it is told, and concerns the VM in nothing.
+    pub(crate) fn begin(self, machine: &mut Machine) -> Recorder {
+        let prepared = self.thread.and_then(|thread| {
+            thread.join().unwrap_or_else(|_| Err("what prepares it has failed".to_owned()))
+        });
+        let begun = prepared.and_then(|p| Recorder::begin(p, machine).map_err(|e| one_line(&e)));
+        begun.unwrap_or_else(|reason| {
+            crate::log::line(&format!("vm {}: no flight recorder: {reason}", self.vm));
+            Recorder::default()
+        })
     }
 }

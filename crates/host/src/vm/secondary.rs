@@ -22,7 +22,7 @@ use replica::Event;
 use super::bulk::Loaded;
 use super::definition::Definition;
 use super::evidence::{Difference, Evidence};
-use super::flight::FlightPlan;
+use super::flight::Flight;
 use super::primary::Primary;
 use super::shared::{Shared, mono_now, unix_ms};
 use super::vcpu::{Completions, Disks, WAIT_MAX, tracing};
@@ -53,8 +53,8 @@ pub(crate) struct Secondary {
     /// Requests that the log has named before the own disk was done.
     settled: BTreeSet<(u8, u64)>,
     is_failed: bool,
-    /// Until it has caught up for the first time: where its flight recorder is to write.
-    flight: Option<FlightPlan>,
+    /// Until it has caught up for the first time: the flight recorder that begins then.
+    flight: Option<Flight>,
     recorder: Recorder,
     /// Step at which it was loaded.
     followed_from: u64,
@@ -65,7 +65,7 @@ pub(crate) struct Secondary {
 }
 
 impl Secondary {
-    pub(crate) fn new(loaded: Loaded, disks: Disks, flight: Option<FlightPlan>) -> Self {
+    pub(crate) fn new(loaded: Loaded, disks: Disks, flight: Option<Flight>) -> Self {
         let clock = ClockBase { mtime: loaded.clock.0, at: loaded.clock.1, rate: loaded.clock.2 };
         let mut secondary = Self {
             machine: loaded.machine,
@@ -117,10 +117,10 @@ impl Secondary {
         }
     }
 
-    /// Starts the flight recorder: where the machine has caught up, it holds up nobody.
+    /// Begins the flight recorder, and waits for what that needs.
     pub(crate) fn take_off(&mut self) {
-        if let Some(plan) = self.flight.take() {
-            self.recorder = plan.start(&mut self.machine);
+        if let Some(flight) = self.flight.take() {
+            self.recorder = flight.begin(&mut self.machine);
         }
     }
 
@@ -170,7 +170,10 @@ impl Secondary {
                     Ok(Some(record)) => record,
                     Ok(None) => {
                         self.report(shared);
-                        self.take_off();
+                        // Where the machine has caught up, the recorder holds up nobody.
+                        if self.flight.as_ref().is_some_and(Flight::is_ready) {
+                            self.take_off();
+                        }
                         return false;
                     }
                     Err(e) => {

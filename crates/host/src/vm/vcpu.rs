@@ -262,7 +262,8 @@ impl Vcpu {
         self.shared.define(loaded.definition.clone());
         self.shared.set_protection(&self.env, None, None);
         self.choose_engine(&mut loaded.machine);
-        let flight = FlightPlan::of(&self.env, &loaded.definition);
+        let plan = FlightPlan::of(&self.env, &loaded.definition);
+        let flight = plan.map(|plan| plan.prepare(&loaded.machine));
         let mut secondary = Secondary::new(*loaded, disks, flight);
         if evidence::has_differed(&self.env, &self.shared.name) {
             // It may differ again before it has caught up, and no recording would tell why.
