@@ -338,6 +338,10 @@ fn read_segment(path: PathBuf, icount: u64) -> Result<SegmentFile, OpenRecording
 fn read_snapshot(path: PathBuf) -> Result<SnapshotFile, SnapshotError> {
     let reader = SnapshotReader::open(&path)?;
     let head = reader.head();
+    if !head.disks.is_empty() {
+        let reason = "it has disks, which a recording has not".to_owned();
+        return Err(SnapshotError::Unfit { path, reason });
+    }
     let (id, parent, pos, taken_unix_ms) = (head.id, head.parent, head.pos, head.taken_unix_ms);
     let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
     Ok(SnapshotFile { path, id, parent, pos, taken_unix_ms, bytes })

@@ -392,8 +392,19 @@ impl SnapshotReader {
         if contents.is_empty() || !parts.remainder().is_empty() {
             return Err(self.damaged());
         }
-        let pages: Vec<_> =
-            parts.map(|part| (u32_at(part, 0), Some(Box::from(&part[4..])))).collect();
+        let pages = parts.map(|part| (u32_at(part, 0), Some(Box::from(&part[4..])))).collect();
+        self.checked_pages(pages)
+    }
+
+    /// Pages have to be those of the machine's RAM.
+    fn checked_pages(
+        &mut self,
+        pages: Vec<(u32, Option<Box<[u8]>>)>,
+    ) -> Result<SnapshotItem, SnapshotError> {
+        let count = self.head.saved.config.ram_size / PAGE_SIZE as u64;
+        if pages.iter().any(|(page, _)| u64::from(*page) >= count) {
+            return Err(self.damaged());
+        }
         self.pages += pages.len() as u64;
         Ok(SnapshotItem::Pages(pages))
     }
@@ -403,9 +414,8 @@ impl SnapshotReader {
         if contents.is_empty() || !parts.remainder().is_empty() {
             return Err(self.damaged());
         }
-        let pages: Vec<_> = parts.map(|part| (u32_at(part, 0), None)).collect();
-        self.pages += pages.len() as u64;
-        Ok(SnapshotItem::Pages(pages))
+        let pages = parts.map(|part| (u32_at(part, 0), None)).collect();
+        self.checked_pages(pages)
     }
 
     /// The range of a chunk has to be one of a disk that the snapshot has.

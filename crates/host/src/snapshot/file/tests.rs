@@ -134,6 +134,19 @@ fn damage_anywhere_is_found() {
 }
 
 #[test]
+fn page_beyond_ram_is_damage() {
+    let work = tempfile::tempdir().unwrap();
+    let path = work.path().join("one");
+    for pages in [vec![(8192, None)], vec![(0, page(1)), (u32::MAX, page(1))]] {
+        let mut writer = SnapshotWriter::create(&path, &head(&mut machine(), 1, None)).unwrap();
+        writer.pages_of(&pages).unwrap();
+        writer.finish().unwrap();
+        let read = SnapshotReader::open(&path).unwrap().next_item();
+        assert!(matches!(read, Err(SnapshotError::Damaged { .. })), "{read:?}");
+    }
+}
+
+#[test]
 fn writer_that_is_dropped_leaves_nothing() {
     let work = tempfile::tempdir().unwrap();
     let path = work.path().join("one");
