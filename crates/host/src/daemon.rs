@@ -86,6 +86,7 @@ fn make_dir(path: &Path) -> Result<(), DaemonError> {
 pub fn run(config: HostConfig) -> Result<(), DaemonError> {
     let secret = Secret::load(&config.secret_file)?;
     make_dir(&config.state_dir)?;
+    crate::divergence::report::clear_partial(&config.state_dir);
     if let Some(parent) = config.socket.parent() {
         make_dir(parent)?;
     }

@@ -281,6 +281,25 @@ fn divergence_is_detected_reported_kept_and_healed() {
 }
 
 #[test]
+fn a_divergence_that_cannot_be_kept_is_told_and_healed_all_the_same() {
+    let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
+    for host in ["a", "b"] {
+        std::fs::write(lab.dir.path().join(host).join("divergence"), "no directory").unwrap();
+    }
+    assert_eq!(lab.start(0, &COUNTER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
+    lab.wait("protected", |l| l.is_protected(0));
+    lab.hosts[1].vm().flip_byte();
+    for host in [0, 1] {
+        lab.wait("why not", |l| {
+            let reason = l.status(host).and_then(|s| s.reason).unwrap_or_default();
+            reason.contains("diverged at step") && reason.contains("state is not kept: cannot use")
+        });
+    }
+    lab.wait("protected again", |l| l.is_protected(0) && l.printed(0).len() > 20);
+    places(&lab.printed(0));
+}
+
+#[test]
 fn planned_switch_loses_nothing_and_repeats_nothing() {
     let lab = lab(&["a", "b"], &["a shared secret of hosts"]);
     assert_eq!(lab.start(0, &COUNTER, ""), Response::Done);

@@ -8,19 +8,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use machine::Machine;
 use machine::debug::WatchKind;
 use machine::engine::EngineKind;
 use machine::ram::{PAGE_SIZE, is_zero};
 use serde::Serialize;
 
 use super::bench::{Arrival, Before, Bench, Followed, Goal, Manner, Step, View};
-use super::compare::{Differences, hex};
+use super::compare::{Differences, HartRegisters, hex, value_of};
 use super::report::{Part, RECORDING_DIR, ReadReportError, Report, STATE_FILE, Side};
 use super::search::{Run, Runs, Search};
 use crate::recording::{OpenRecordingError, RecordingDir, ReplayEnd, Stop, Timeline, Watch};
 use crate::snapshot::{SnapshotError, SnapshotItem, SnapshotReader};
 
-/// Instructions that are listed when more than one is needed.
+/// Most instructions that are listed when more than one is needed.
 const STEPS_MAX: u64 = 64;
 
 /// Why there is nothing to look at.
@@ -104,10 +105,12 @@ pub struct EngineDifference {
     pub from: u64,
     /// A step at which they are not.
     pub to: u64,
-    /// Whether no part of what lies between can be left out.
+    /// Whether neither end can be moved. If not, they differ only after all that was run before.
     pub is_narrow: bool,
-    /// What the reference does there.
+    /// What the reference does there: the last steps of it.
     pub steps: Vec<Step>,
+    /// The step of the reference that made what differs, if there is one.
+    pub made_by: Option<u64>,
     /// The states at the end of it: left the reference's, right the other's.
     pub differences: Differences,
 }
@@ -308,6 +311,7 @@ impl Work<'_> {
                 to: followed.arrival.icount,
                 is_narrow: false,
                 steps: Vec::new(),
+                made_by: None,
                 differences: compare_views(&bench, &view, &followed.view, None),
             };
             return Ok(Verdict::Engines(Box::new(found)));
@@ -331,19 +335,26 @@ impl Work<'_> {
         let Some(search) = Search::begin(&mut pair, to) else {
             return large(&mut bench, (reference, other), to, goal);
         };
-        let told = &mut self.told;
-        let to =
-            search.run(&mut |from, to| told(&format!("it lies between steps {from} and {to}")));
+        let (told, mut next) = (&mut self.told, u64::MAX);
+        let to = search.run(&mut |from, to| {
+            if to - from <= next {
+                told(&format!("it lies between steps {from} and {to}"));
+                next = (to - from) / 16;
+            }
+        });
         let from = bench.icount();
-        let steps = bench.trace(reference, to.min(from.saturating_add(STEPS_MAX)));
+        let listed = from.max(to.saturating_sub(STEPS_MAX));
+        let steps = bench.trace(reference, listed, to);
         let differences = differences(&mut bench, (reference, other), Goal::Step(to), &steps);
+        let made_by = made_by(&mut bench, reference, to, &differences);
         EngineDifference {
             reference,
             other,
             from,
             to,
-            is_narrow: to - from <= STEPS_MAX,
+            is_narrow: true,
             steps,
+            made_by,
             differences,
         }
     }
@@ -362,13 +373,22 @@ impl Work<'_> {
             match self.try_from(*start, None)? {
                 Verdict::Engines(difference) => return Ok(Cause::Engines(difference)),
                 Verdict::AllRight(lead) => {
+                    if let Some(engine) = self.not_tried(&report.engine) {
+                        return Ok(not_excluded("secondary", engine));
+                    }
                     return self.compare_state(dir, report, (*start, lead), wrong_since);
                 }
                 Verdict::AllWrong { arrival, rights } => {
                     let is_digest = report.digests.is_none_or(|d| d.secondary == arrival.digest);
                     let is_ours = arrival.icount == report.icount && is_digest;
                     if is_ours && rights > 0 {
-                        return Ok(Cause::Primary);
+                        // What the primary ran on is not known here.
+                        let mut engines = ["jit", "interpreter"].into_iter();
+                        let missing = engines.find_map(|engine| self.not_tried(engine));
+                        return Ok(match missing {
+                            Some(engine) => not_excluded("primary", engine),
+                            None => Cause::Primary,
+                        });
                     }
                     (wrong_since, last) = (Some(*start), Some((is_ours, arrival)));
                 }
@@ -387,6 +407,13 @@ impl Work<'_> {
             ),
             None => "the recording has no beginning".to_owned(),
         }))
+    }
+
+    /// The engine of this name, if there is one that was not tried.
+    fn not_tried(&self, engine: &str) -> Option<EngineKind> {
+        let engine = engine.parse().ok()?;
+        let was_tried = self.trials.iter().any(|trial| trial.manner.engine() == engine);
+        (!was_tried).then_some(engine)
     }
 
     /// The log makes of the machine at `start` what it says: what was kept is something else.
@@ -506,6 +533,14 @@ impl Runs for Pair<'_> {
     }
 }
 
+/// All that was tried is the same, but not all was tried.
+fn not_excluded(side: &str, engine: EngineKind) -> Cause {
+    Cause::unknown(format!(
+        "what was run agrees, but the {side} may have run on the {engine}, which was not: name it with --engines, on a host \
+         that can have it"
+    ))
+}
+
 /// Steps between two words on how far a replay is.
 const TOLD_STEPS: u64 = 5_000_000_000;
 
@@ -525,6 +560,7 @@ fn large(
         to,
         is_narrow: false,
         steps: Vec::new(),
+        made_by: None,
         differences,
     }
 }
@@ -538,7 +574,23 @@ fn differences(
 ) -> Differences {
     let (_, left) = bench.view(reference, goal);
     let (_, right) = bench.view(other, goal);
-    compare_views(bench, &left, &right, steps.first().map(|step| step.hart))
+    compare_views(bench, &left, &right, steps.last().map(|step| step.hart))
+}
+
+/// The step between the base and `to` that makes the first thing that differs.
+fn made_by(bench: &mut Bench, manner: Manner, to: u64, differences: &Differences) -> Option<u64> {
+    if let Some(run) = differences.memory.first() {
+        let byte = |machine: &Machine| {
+            let mut byte = [0];
+            machine.ram().read(run.gpa, &mut byte).ok()?;
+            Some(u64::from(byte[0]))
+        };
+        return bench.last_change(manner, to, &byte);
+    }
+    let differing = |h: &HartRegisters| h.registers.iter().find(|r| r.differs()).cloned();
+    let (hart, register) = differences.harts.iter().find_map(|h| Some((h.hart, differing(h)?)))?;
+    let value = |machine: &Machine| value_of(&machine.harts().get(hart)?.save(), &register.name);
+    bench.last_change(manner, to, &value)
 }
 
 fn compare_views(bench: &Bench, left: &View, right: &View, ran: Option<usize>) -> Differences {

@@ -354,11 +354,34 @@ impl Bench {
         self.player.machine_mut().save()
     }
 
-    /// The steps from the base to `to`, as a manner makes them.
-    pub(super) fn trace(&mut self, manner: Manner, to: u64) -> Vec<Step> {
+    /// The last of the steps from the base to `to` that changes what `probe` sees, as a manner makes them.
+    pub(super) fn last_change(
+        &mut self,
+        manner: Manner,
+        to: u64,
+        probe: &dyn Fn(&Machine) -> Option<u64>,
+    ) -> Option<u64> {
         self.player.machine_mut().set_engine(manner.config());
-        let mut steps = Vec::new();
+        let (mut last, mut seen) = (None, probe(self.player.machine()));
         for icount in self.icount()..to {
+            if self.run(Goal::Step(icount + 1)) != Ran::Reached {
+                break;
+            }
+            let now = probe(self.player.machine());
+            if std::mem::replace(&mut seen, now) != now {
+                last = Some(icount);
+            }
+        }
+        self.back();
+        last
+    }
+
+    /// The steps from `from` to `to`, as a manner makes them; `from` is not before the base.
+    pub(super) fn trace(&mut self, manner: Manner, from: u64, to: u64) -> Vec<Step> {
+        self.player.machine_mut().set_engine(manner.config());
+        drop(self.run(Goal::Step(from)));
+        let mut steps = Vec::new();
+        for icount in from..to {
             let before = self.player.machine().harts().to_vec();
             let code: Vec<_> =
                 before.iter().enumerate().map(|(at, h)| self.code_at(at, h.pc)).collect();

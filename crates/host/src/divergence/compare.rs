@@ -205,6 +205,11 @@ fn registers(before: Option<&HartSaved>, left: &HartSaved, right: &HartSaved) ->
         .collect()
 }
 
+/// A register by its name.
+pub(super) fn value_of(hart: &HartSaved, name: &str) -> Option<u64> {
+    values(hart).into_iter().find_map(|(known, value)| (known == name).then_some(value))
+}
+
 /// A hart's registers with their names.
 fn values(hart: &HartSaved) -> Vec<(String, u64)> {
     let mut all = vec![("pc".to_owned(), hart.pc), ("mode".to_owned(), hart.mode as u64)];

@@ -21,7 +21,7 @@ pub mod report;
 mod search;
 
 pub use self::analysis::{Analysis, Cause, analyse, analyse_recording};
-pub use self::bench::Manner;
+pub use self::bench::{Manner, Step};
 pub use self::report::{Part, Report, Side};
 
 #[cfg(test)]

@@ -229,6 +229,15 @@ fn names(dir: &Path) -> impl Iterator<Item = String> + use<> {
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
+/// Removes what a daemon that was killed left half-written.
+pub(crate) fn clear_partial(state_dir: &Path) {
+    let dir = reports_dir(state_dir);
+    for name in names(&dir).filter(|name| name.ends_with(PARTIAL)) {
+        // What cannot be removed now is when the next report is made.
+        drop(fs::remove_dir_all(dir.join(name)));
+    }
+}
+
 /// The reports that this host has of a VM, of one side, oldest first.
 pub(crate) fn reports(state_dir: &Path, vm: &str, side: Side) -> Vec<PathBuf> {
     let dir = reports_dir(state_dir);
@@ -355,8 +364,12 @@ mod tests {
             made.prepare().and_then(|()| made.complete())
         };
         let killed = draft(work.path(), "db", 100, Side::Primary);
-        killed.prepare().unwrap();
-        fs::write(killed.place().join(STATE_FILE), "half").unwrap();
+        for clear in [clear_partial, |_: &Path| ()] {
+            killed.prepare().unwrap();
+            fs::write(killed.place().join(STATE_FILE), "half").unwrap();
+            clear(work.path());
+        }
+        assert!(killed.place().exists());
         for second in 0..REPORTS_MAX as u64 {
             make("db", second, Side::Primary).unwrap();
         }

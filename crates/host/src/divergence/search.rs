@@ -7,6 +7,9 @@
 //! take more than one instruction of it. So a step at which all is well says nothing by itself: the base moves there only
 //! if what follows from there on is not the same, either.
 
+/// Steps that are looked at one by one.
+const SCAN_MAX: u64 = 1024;
+
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Run {
@@ -86,7 +89,26 @@ impl<'a, R: Runs> Search<'a, R> {
                 break;
             }
         }
+        self.scan();
         self.to
+    }
+
+    /// What is left may hold something smaller that is wrong by itself: looks at each step, if they are few.
+    fn scan(&mut self) {
+        let base = self.runs.base();
+        if self.to - base > SCAN_MAX {
+            return;
+        }
+        for step in (base + 1..self.to).rev() {
+            if self.cut_below(step) {
+                break;
+            }
+        }
+        for step in self.runs.base() + 1..self.to {
+            if self.cut_above(step) {
+                break;
+            }
+        }
     }
 
     /// What is wrong lies across `step`: takes away what is not needed on either side.
@@ -110,13 +132,19 @@ impl<'a, R: Runs> Search<'a, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
-    /// Runs whose states are the same until the other one has made all steps of `wrong` without a stop in between.
+    /// Runs whose states are the same until the other one has made all steps of one of `wrong` without a stop in between.
     struct Toy {
         base: u64,
-        wrong: std::ops::Range<u64>,
+        wrong: Vec<Range<u64>>,
         trials: usize,
+    }
+
+    fn toy(base: u64, wrong: impl IntoIterator<Item = Range<u64>>) -> Toy {
+        Toy { base, wrong: wrong.into_iter().collect(), trials: 0 }
     }
 
     impl Runs for Toy {
@@ -130,8 +158,8 @@ mod tests {
         fn state(&mut self, run: Run, step: u64) -> (u64, bool) {
             self.trials += 1;
             assert!(self.base <= step);
-            let is_wrong = self.base <= self.wrong.start && self.wrong.end <= step;
-            (step, run == Run::Other && is_wrong)
+            let is_in = |wrong: &Range<u64>| self.base <= wrong.start && wrong.end <= step;
+            (step, run == Run::Other && self.wrong.iter().any(is_in))
         }
 
         fn advance(&mut self, step: u64) -> u64 {
@@ -148,7 +176,7 @@ mod tests {
     fn one_wrong_step_is_found_wherever_it_is() {
         for high in [2, 3, 64, 1000, 4097] {
             for step in 0..high {
-                let mut toy = Toy { base: 0, wrong: step..step + 1, trials: 0 };
+                let mut toy = toy(0, Some(step..step + 1));
                 let to = Search::begin(&mut toy, high).unwrap().run(&mut |_, _| ());
                 assert_eq!((toy.base, to), (step, step + 1));
             }
@@ -160,7 +188,7 @@ mod tests {
         for length in [2, 3, 17, 64] {
             for start in 0..300 {
                 let wrong = start..start + length;
-                let mut toy = Toy { base: 0, wrong: wrong.clone(), trials: 0 };
+                let mut toy = toy(0, Some(wrong.clone()));
                 let to = Search::begin(&mut toy, 400).unwrap().run(&mut |_, _| ());
                 assert_eq!(toy.base..to, wrong);
             }
@@ -168,19 +196,29 @@ mod tests {
     }
 
     #[test]
+    fn something_smaller_within_what_is_wrong_is_found() {
+        for start in 100..300 {
+            let mut toy =
+                toy(0, [start..start + 90, start + 7..start + 81, start + 40..start + 45]);
+            let to = Search::begin(&mut toy, 512).unwrap().run(&mut |_, _| ());
+            assert_eq!(toy.base..to, start + 40..start + 45);
+        }
+    }
+
+    #[test]
     fn the_number_of_trials_grows_with_the_logarithm() {
         let start = 123_456_789_012;
-        let mut toy = Toy { base: 7, wrong: start..start + 20, trials: 0 };
+        let mut toy = toy(7, Some(start..start + 20));
         let to = Search::begin(&mut toy, 1 << 40).unwrap().run(&mut |from, to| {
             assert!(from <= start && start + 20 <= to);
         });
         assert_eq!((toy.base, to), (start, start + 20));
-        assert!(toy.trials < 4 * 40, "{}", toy.trials);
+        assert!(toy.trials < 5 * 40, "{}", toy.trials);
     }
 
     #[test]
     fn runs_that_agree_are_not_searched() {
-        let mut toy = Toy { base: 0, wrong: 50..60, trials: 0 };
+        let mut toy = toy(0, Some(50..60));
         assert!(Search::begin(&mut toy, 59).is_none());
         assert!(Search::begin(&mut toy, 60).is_some());
     }

@@ -162,13 +162,16 @@ fn the_first_instruction_that_sees_another_input_byte_is_found() {
     let to = Search::begin(&mut two, LAST).unwrap().run(&mut |_, _| ());
     let [one, other] = &mut two.benches;
     assert_eq!((one.icount() + 1, other.icount() + 1), (to, to));
-    let steps = one.trace(Manner::Jit, to);
+    let steps = one.trace(Manner::Jit, to - 1, to);
     assert_eq!(steps.len(), 1);
     let step = &steps[0];
     assert_eq!((step.hart, step.pc, step.raw), (0, RAM_BASE + READ, Some(0x0002_ce83)));
     assert_eq!((step.text.as_str(), step.trap), ("lbu x29,0(x5)", None));
     // It is the second byte of three that differs: the first one was read before, by the same instruction.
     assert!((31_001..31_020).contains(&step.icount), "{}", step.icount);
+    let sum = |machine: &Machine| machine.ram().read_u64(SUM).ok();
+    assert_eq!(one.last_change(Manner::Interpreter, to + 2, &sum), Some(to + 1));
+    assert_eq!(one.last_change(Manner::Interpreter, to + 1, &sum), None);
     let before = one.saved().harts[0].clone();
     let (_, left) = one.view(Manner::Interpreter, Goal::Step(to));
     let (_, right) = other.view(Manner::Interpreter, Goal::Step(to));
@@ -230,6 +233,9 @@ fn a_primary_that_was_wrong_is_told_from_a_secondary_that_was() {
     let dir = report(work.path(), &dir, &mut kept, primary);
     let analysis = analyse(&dir, &BOTH, &mut |_| ()).unwrap();
     assert_eq!(analysis.cause, Cause::Primary);
+    let analysis_of_one = analyse(&dir, &[EngineKind::Interpreter], &mut |_| ()).unwrap();
+    let Cause::Unknown { reason } = &analysis_of_one.cause else { panic!("{analysis_of_one:?}") };
+    assert!(reason.contains("the primary may have run on the jit"), "{reason}");
     assert!(analysis.trials.iter().all(|trial| !trial.agrees && trial.icount == LAST));
     // Not so when its own digest is none that its log makes.
     let text = fs::read_to_string(dir.join("report.json")).unwrap();
@@ -252,6 +258,13 @@ fn equal_states_leave_nothing_but_the_digest() {
     let dir = report(work.path(), &dir, &mut kept, primary);
     let analysis = analyse(&dir, &BOTH, &mut |_| ()).unwrap();
     assert_eq!(analysis.cause, Cause::Digest);
+    // The engine that it ran on is not excluded by another one.
+    let text = fs::read_to_string(dir.join("report.json")).unwrap();
+    let named = text.replace(r#""engine": """#, r#""engine": "jit""#);
+    fs::write(dir.join("report.json"), named).unwrap();
+    let analysis = analyse(&dir, &[EngineKind::Interpreter], &mut |_| ()).unwrap();
+    let Cause::Unknown { reason } = &analysis.cause else { panic!("{analysis:?}") };
+    assert!(reason.contains("the secondary may have run on the jit"), "{reason}");
 }
 
 #[test]

@@ -13,6 +13,7 @@
 //! the machine's state is still one; a directory without a report is not left behind.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -163,7 +164,7 @@ fn keep_recording(draft: &Draft, dir: Option<&Path>) -> Result<(), String> {
     };
     let target = draft.place().join(RECORDING_DIR);
     let fail = |e: std::io::Error| format!("cannot link {} there: {e}", dir.display());
-    fs::create_dir(&target).map_err(fail)?;
+    fs::DirBuilder::new().mode(0o700).create(&target).map_err(fail)?;
     let link = || {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -270,5 +271,100 @@ impl Keeper {
         }
         self.sweep = None;
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use machine::config::{BootImages, MachineConfig};
+    use machine::ram::{PAGE_SIZE, RAM_BASE};
+    use replica::{Config, HostId};
+
+    use super::super::shared::vm_id;
+    use super::*;
+    use crate::channel::Secret;
+    use crate::config::ArbiterSection;
+
+    /// A machine whose memory takes several looks.
+    fn machine() -> Machine {
+        let code = [0x0012_8293u32, 0xffdf_f06f].map(u32::to_le_bytes).concat();
+        let images = BootImages { bios: Some(code.into()), ..BootImages::default() };
+        let config = MachineConfig {
+            harts: 1,
+            ram_size: 32 << 20,
+            nets: vec![],
+            disks: vec![],
+            consoles: 0,
+            rngs: 0,
+            rtc_base_ns: 5,
+            rng_seed: vec![],
+        };
+        let mut machine = Machine::new(config, images).unwrap();
+        for page in 1..u64::from(machine.ram().pages()) {
+            let bytes = page.to_le_bytes();
+            machine.ram_mut().write(RAM_BASE + page * PAGE_SIZE as u64, &bytes).unwrap();
+        }
+        machine
+    }
+
+    fn order(state_dir: &Path) -> Order {
+        let env = Env {
+            host: "a".to_owned(),
+            secret: Secret::new(b"a shared secret of hosts").unwrap(),
+            peers: std::collections::BTreeMap::new(),
+            arbiter: ArbiterSection::Dir(state_dir.to_owned()),
+            state_dir: state_dir.to_owned(),
+            detection_ms: 1000,
+            engine: None,
+            is_terminal: true,
+        };
+        let config = Config::new(vm_id("vm"), HostId("a".to_owned()), 1);
+        let shared = Shared::new("vm", config, channel().0, channel().0, true);
+        let seen = Difference::of(LogPos::default(), Digests { secondary: 1, primary: 2 });
+        Order::new(&Arc::new(env), &shared, seen)
+    }
+
+    /// Begins with `keeper`, and gives the report when that is done.
+    fn keep(keeper: &mut Keeper, dir: &Path, pump: impl Fn(&mut Keeper, &mut Machine)) -> Report {
+        let (order, mut machine) = (order(dir), machine());
+        keeper.begin(order, &mut machine, LogPos::default(), ClockBase::default());
+        while keeper.is_busy() {
+            pump(keeper, &mut machine);
+        }
+        assert!(Sweep::is_free(&machine));
+        loop {
+            if let [dir] = reports(dir, "vm", Side::Primary).as_slice() {
+                return Report::read(dir).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_new_secondary_does_not_wait_for_a_disk_that_is_too_slow() {
+        let work = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::default();
+        let report = keep(&mut keeper, work.path(), |keeper, machine| {
+            if let Some((_, since)) = &mut keeper.sweep {
+                *since = since.checked_sub(SWEEP_TIME_MAX).unwrap();
+            }
+            keeper.pump(machine, true);
+        });
+        assert!(matches!(report.state, Part::Missing(why) if why.contains("given up")));
+    }
+
+    #[test]
+    fn where_nobody_waits_there_is_time() {
+        let work = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::default();
+        let report = keep(&mut keeper, work.path(), |keeper, machine| {
+            if let Some((_, since)) = &mut keeper.sweep {
+                *since = since.checked_sub(SWEEP_TIME_MAX).unwrap();
+            }
+            keeper.pump(machine, false);
+        });
+        assert_eq!((report.state, report.kept_at), (Part::Kept, Some(0)));
     }
 }

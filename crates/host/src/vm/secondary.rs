@@ -218,8 +218,9 @@ impl Secondary {
                 exit @ (Exit::Idle | Exit::Halted) => {
                     let at = self.machine.icount();
                     self.recorder.mark(until);
+                    let state = if exit == Exit::Idle { "waits" } else { "is off" };
                     let reason =
-                        format!("the machine is {exit:?} at step {at}, the log runs to {until}");
+                        format!("the machine {state} at step {at}, the log runs to {until}");
                     self.differ(shared, &reason);
                     return false;
                 }

@@ -8,7 +8,7 @@ use host::divergence::analysis::{
     AnalyseError, Analysis, Cause, EngineDifference, StateDifference, analyse, analyse_recording,
 };
 use host::divergence::compare::{Differences, HartRegisters};
-use host::divergence::{Report, Side};
+use host::divergence::{Report, Side, Step};
 use host::one_line::one_line;
 use host::recording::start::BUILD;
 use machine::engine::EngineKind;
@@ -97,25 +97,29 @@ fn conclusion(analysis: &Analysis) -> String {
 
 fn engines_differ(found: &EngineDifference) -> String {
     let EngineDifference { reference, other, from, to, .. } = found;
-    let who = format!("the engines differ ({reference}; {other})");
+    let who = format!("{} and {} differ", reference.engine(), other.engine());
     if !found.is_narrow {
         return format!(
             "{who} somewhere between steps {from} and {to}, but only after all that was run before; run again from there, \
              they do not"
         );
     }
-    match found.steps.as_slice() {
-        [step] => {
-            let (hart, pc) = (step.hart, step.pc);
-            format!(
-                "{who} in one instruction, at step {from}: hart {hart}, pc {pc:#x}, {}",
-                step.text
-            )
-        }
-        steps => {
-            let texts: Vec<&str> = steps.iter().map(|step| step.text.as_str()).collect();
-            let all = texts.join("; ");
-            format!("{who} in {} instructions together, from step {from} on: {all}", to - from)
+    let step = match found.steps.as_slice() {
+        [step] => Some(step),
+        steps => steps.iter().find(|step| Some(step.icount) == found.made_by),
+    };
+    let instruction = step.map(|step| {
+        let Step { icount, hart, pc, text, .. } = step;
+        format!("{text}, hart {hart}, pc {pc:#x}, step {icount}")
+    });
+    match (instruction, to - from) {
+        (Some(instruction), 1) => format!("{who} in one instruction: {instruction}"),
+        (Some(instruction), count) => format!(
+            "{who} in what {count} instructions make together, from step {from} on; the first thing that differs is the \
+             result of {instruction}"
+        ),
+        (None, count) => {
+            format!("{who} in what {count} instructions make together, from step {from} on")
         }
     }
 }
@@ -150,10 +154,19 @@ fn extent(found: &Differences) -> String {
 /// What somebody can do about it.
 fn remedy(analysis: &Analysis) -> Option<String> {
     Some(match &analysis.cause {
-        Cause::Engines(_) => {
-            "report this; until it is repaired, run the hosts of this VM with engine = \"interpreter\" in their \
-             configuration"
-                .to_owned()
+        Cause::Engines(found) => {
+            let report = "report this; until it is repaired, run the hosts of this VM with engine = \"interpreter\" in \
+                          their configuration";
+            let log_has_it =
+                analysis.trials.iter().any(|t| t.manner == found.reference && !t.agrees);
+            let kept = match log_has_it && analysis.report.is_some() {
+                true => format!(
+                    "; the log has what the {} made, and so has the VM, which runs on with it: restart its guest then",
+                    found.other.engine()
+                ),
+                false => String::new(),
+            };
+            report.to_owned() + &kept
         }
         Cause::Secondary(_) => {
             "look for machine checks in that host's kernel log and test its memory; if that is good, report this".to_owned()
@@ -178,7 +191,7 @@ fn table(analysis: &Analysis) -> String {
         if build != BUILD {
             row("", &format!("this is {BUILD}: its engines need not make what those made"));
         }
-        row("Seen", &format!("{} at step {}: {}", report.date, report.icount, report.reason));
+        row("Seen", &format!("{}, step {}: {}", report.date, report.icount, report.reason));
         let right = report.last_right.map(|step| format!("step {step}"));
         row("Last digest right", &right.unwrap_or_else(|| "none since it follows".to_owned()));
     }
@@ -198,7 +211,11 @@ fn table(analysis: &Analysis) -> String {
         row("What to do", &remedy);
     }
     match &analysis.cause {
-        Cause::Engines(found) => show_engines(&mut lines, found),
+        Cause::Engines(found) => {
+            let (dir, step) = (analysis.recording.display(), found.from);
+            lines.push(format!("{:18}understudy debug {dir} --at {step}", "To look around"));
+            show_engines(&mut lines, found);
+        }
         Cause::Secondary(found) => show_state(&mut lines, analysis, found),
         Cause::Digest | Cause::Primary | Cause::Unknown { .. } => {}
     }
@@ -207,8 +224,17 @@ fn table(analysis: &Analysis) -> String {
 
 fn show_engines(lines: &mut Vec<String>, found: &EngineDifference) {
     lines.push(String::new());
+    if found.steps.first().is_some_and(|step| step.icount > found.from) {
+        lines.push("...".to_owned());
+    }
     for step in &found.steps {
-        let raw = step.raw.map_or_else(|| "-".to_owned(), |raw| format!("{raw:08x}"));
+        let raw = match step.raw {
+            Some(raw) if raw & 3 == 3 => format!("{raw:08x}"),
+            Some(raw) => format!("    {raw:04x}"),
+            None => format!("{:8}", "-"),
+        };
+        let is_it = found.to - found.from > 1 && found.made_by == Some(step.icount);
+        let mark = if is_it { "  <-- makes what differs" } else { "" };
         let trap = step.trap.map(|cause| format!("  (takes a trap, cause {cause:#x})"));
         lines.push(format!(
             "step {}  hart {}  pc {:#018x}  {raw}  {}{}",
@@ -216,7 +242,7 @@ fn show_engines(lines: &mut Vec<String>, found: &EngineDifference) {
             step.hart,
             step.pc,
             step.text,
-            trap.unwrap_or_default()
+            trap.unwrap_or_default() + mark
         ));
     }
     let names = [found.reference, found.other].map(|manner| manner.engine().to_string());
