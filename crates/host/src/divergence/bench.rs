@@ -3,7 +3,7 @@
 //! # Invariants
 //! - INV-ENGINEPAIR-1: what an engine does from the base on is a function of base, manner and goal: engines begin with nothing
 //!   translated, whatever was tried before.
-//! - INV-BENCH-2: between two trials the machine stands at the base.
+//! - INV-TRIAL-2: between two trials the machine stands at the base.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
