@@ -278,13 +278,17 @@ impl Work<'_> {
         followed
     }
 
-    /// Replays from a beginning of the recording, first in the manner `lead`.
+    /// Replays from a beginning of the recording, first in one manner, and from the last right digest on in all of them. With
+    /// `lead` in that one, and in no other if it agrees with the log.
     fn try_from(&mut self, start: u64, lead: Option<Manner>) -> Result<Verdict, AnalyseError> {
         let mut bench = Bench::open(&self.recording, start)?;
         let manners = self.manners(&mut bench)?;
         let fastest = *manners.last().unwrap_or(&Manner::Interpreter);
-        let lead = lead.unwrap_or(fastest);
-        let followed = self.follow(&mut bench, lead);
+        let (first, is_enough) = (lead.unwrap_or(fastest), lead.is_some());
+        let followed = self.follow(&mut bench, first);
+        if is_enough && followed.arrival.agrees() {
+            return Ok(Verdict::AllRight(first));
+        }
         let base = bench.icount();
         let mut tried = Vec::new();
         for manner in manners {
@@ -306,7 +310,7 @@ impl Work<'_> {
             let (_, view) = bench.view(reference, followed.goal);
             let found = EngineDifference {
                 reference,
-                other: lead,
+                other: first,
                 from: base,
                 to: followed.arrival.icount,
                 is_narrow: false,
@@ -317,7 +321,7 @@ impl Work<'_> {
             return Ok(Verdict::Engines(Box::new(found)));
         }
         Ok(if there.agrees() {
-            Verdict::AllRight(lead)
+            Verdict::AllRight(first)
         } else {
             Verdict::AllWrong { arrival: there, rights: followed.rights }
         })
