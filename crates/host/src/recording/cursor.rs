@@ -8,6 +8,7 @@ use std::sync::Arc;
 use eventlog::{DecodeError, Decoder, LogPos, Record, SegmentEnd, SegmentError, SegmentReader};
 
 use super::dir::RecordingDir;
+use super::recorder::segment_name;
 
 const READ_BYTES: usize = 64 << 10;
 
@@ -177,7 +178,7 @@ impl Cursor {
             return Err(ReplayEnd::Corrupt { path, reason });
         }
         let Some(next) = self.recording.segments().get(self.segment + 1) else {
-            return Err(ReplayEnd::Whole);
+            return Err(self.last_end());
         };
         if let Some(Ok(header)) = next.header
             && header.start != end
@@ -191,6 +192,17 @@ impl Cursor {
         };
         *self = Self::open(&self.recording, self.segment + 1).map_err(cannot)?;
         Ok(())
+    }
+
+    /// How a log ends whose last segment is complete: a snapshot behind the beginning of that one is the beginning of
+    /// another, which is not there.
+    fn last_end(&self) -> ReplayEnd {
+        let begin = self.recording.segments()[self.segment].icount;
+        let missing = self.recording.snapshots().iter().find(|s| s.pos.icount > begin);
+        missing.map_or(ReplayEnd::Whole, |snapshot| ReplayEnd::Truncated {
+            path: self.recording.path().join(segment_name(snapshot.pos.icount)),
+            offset: 0,
+        })
     }
 
     fn corrupt(&self, error: &SegmentError) -> ReplayEnd {

@@ -143,15 +143,19 @@ impl Writer {
             match job {
                 Job::Write(first) => {
                     let (payload, after) = self.gather(first);
-                    let mut out = Vec::with_capacity(payload.len() + 64);
-                    self.segment.frame(&payload, &mut out);
-                    self.file.write_all(&out)?;
+                    for (head, part) in SegmentWriter::frames(&payload) {
+                        self.file.write_all(&head)?;
+                        self.file.write_all(part)?;
+                    }
                     self.waiting.fetch_sub(payload.len(), Ordering::Relaxed);
                     next = after;
                 }
                 Job::Rotate { path, header } => {
+                    // A segment that is complete while nothing follows it is the end of a recording: not so after a
+                    // crash between the two.
+                    let next = begin(&path, header)?;
                     self.end(header.start)?;
-                    (self.file, self.segment) = begin(&path, header)?;
+                    (self.file, self.segment) = next;
                 }
                 Job::Finish(end) => self.end(end)?,
             }
