@@ -24,6 +24,9 @@ use crate::snapshot::{SnapshotError, SnapshotItem, SnapshotReader};
 /// Most instructions that are listed when more than one is needed.
 const STEPS_MAX: u64 = 64;
 
+/// Most steps that are looked through one by one.
+const TRACED_MAX: u64 = 100_000;
+
 /// Why there is nothing to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum AnalyseError {
@@ -583,6 +586,9 @@ fn differences(
 
 /// The step between the base and `to` that makes the first thing that differs.
 fn made_by(bench: &mut Bench, manner: Manner, to: u64, differences: &Differences) -> Option<u64> {
+    if to - bench.icount() > TRACED_MAX {
+        return None;
+    }
     if let Some(run) = differences.memory.first() {
         let byte = |machine: &Machine| {
             let mut byte = [0];
