@@ -143,10 +143,9 @@ impl Writer {
             match job {
                 Job::Write(first) => {
                     let (payload, after) = self.gather(first);
-                    for (head, part) in SegmentWriter::frames(&payload) {
-                        self.file.write_all(&head)?;
-                        self.file.write_all(part)?;
-                    }
+                    let mut out = Vec::with_capacity(payload.len() + 64);
+                    self.segment.frame(&payload, &mut out);
+                    self.file.write_all(&out)?;
                     self.waiting.fetch_sub(payload.len(), Ordering::Relaxed);
                     next = after;
                 }
