@@ -19,7 +19,8 @@ pub const MAX_FRAME: usize = 1 << 20;
 pub const HEADER_BYTES: usize = 84;
 
 const MAGIC: [u8; 8] = *b"UNDERLOG";
-const FRAME_HEAD: usize = 8;
+/// Bytes before the payload of a frame.
+pub const FRAME_HEAD: usize = 8;
 const TRAILER: usize = 16;
 
 /// What the start of a segment says.
@@ -137,13 +138,22 @@ impl SegmentWriter {
     /// Appends frames with `payload`, which is what [`crate::Encoder::append`] wrote. A crash between the frames of a
     /// payload leaves a part of a record at the end, which the decoder then just waits for.
     pub fn frame(&mut self, payload: &[u8], out: &mut Vec<u8>) {
-        for part in payload.chunks(MAX_FRAME) {
-            let len = (part.len() as u32).to_le_bytes();
-            let crc = crc32c::crc32c_append(crc32c::crc32c(&len), part);
-            out.extend_from_slice(&len);
-            out.extend_from_slice(&crc.to_le_bytes());
+        for (head, part) in Self::frames(payload) {
+            out.extend_from_slice(&head);
             out.extend_from_slice(part);
         }
+    }
+
+    /// What [`Self::frame`] appends, without a copy: what stands before each part of the payload, and the part.
+    pub fn frames(payload: &[u8]) -> impl Iterator<Item = ([u8; FRAME_HEAD], &[u8])> {
+        payload.chunks(MAX_FRAME).map(|part| {
+            let len = (part.len() as u32).to_le_bytes();
+            let crc = crc32c::crc32c_append(crc32c::crc32c(&len), part);
+            let mut head = [0; FRAME_HEAD];
+            head[..4].copy_from_slice(&len);
+            head[4..].copy_from_slice(&crc.to_le_bytes());
+            (head, part)
+        })
     }
 
     /// Appends the mark of a clean end; calling it again writes nothing.

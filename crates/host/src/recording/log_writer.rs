@@ -143,9 +143,10 @@ impl Writer {
             match job {
                 Job::Write(first) => {
                     let (payload, after) = self.gather(first);
-                    let mut out = Vec::with_capacity(payload.len() + 64);
-                    self.segment.frame(&payload, &mut out);
-                    self.file.write_all(&out)?;
+                    for (head, part) in SegmentWriter::frames(&payload) {
+                        self.file.write_all(&head)?;
+                        self.file.write_all(part)?;
+                    }
                     self.waiting.fetch_sub(payload.len(), Ordering::Relaxed);
                     next = after;
                 }
