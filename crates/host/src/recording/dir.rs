@@ -97,6 +97,16 @@ impl SegmentFile {
     pub fn start(&self) -> Option<LogPos> {
         Some(self.header?.ok()?.start)
     }
+
+    /// What is wrong with its beginning.
+    fn problem(&self) -> Option<String> {
+        let path = self.path.display();
+        match self.header {
+            Some(Ok(_)) => None,
+            Some(Err(e)) => Some(format!("{path}: {e}")),
+            None => Some(format!("{path}: it ends before byte {HEADER_BYTES}")),
+        }
+    }
 }
 
 /// A snapshot in the recording.
@@ -176,7 +186,7 @@ impl RecordingDir {
         &self.snapshots
     }
 
-    /// Snapshots that cannot be read, and why: replay begins before them.
+    /// Snapshots and beginnings of segments that cannot be read, and why: replay does not begin with them.
     #[must_use]
     pub fn problems(&self) -> &[String] {
         &self.problems
@@ -305,7 +315,9 @@ fn read_files(
         let Some(name) = name.to_str() else { continue };
         let step = |prefix| name.strip_prefix(prefix).and_then(|icount: &str| icount.parse().ok());
         if let Some(icount) = step("log-") {
-            segments.push(read_segment(entry.path(), icount)?);
+            let segment = read_segment(entry.path(), icount)?;
+            problems.extend(segment.problem());
+            segments.push(segment);
         } else if step("snapshot-").is_some_and(|_: u64| true) {
             match read_snapshot(entry.path()) {
                 Ok(snapshot) => snapshots.push(snapshot),

@@ -278,6 +278,12 @@ fn segment_that_is_missing_or_of_another_recording_is_named() {
     let damaged = again(&dir, PLAIN).end.unwrap();
     let name = last.file_name().unwrap().to_str().unwrap().to_owned();
     assert!(damaged.to_string().contains(&name), "{damaged}");
+    let problems = RecordingDir::open(&dir).unwrap();
+    assert!(
+        matches!(problems.problems(), [one] if one.contains(&name)),
+        "{:?}",
+        problems.problems()
+    );
     // The snapshot that the oldest segment begins with is what everything builds on.
     fs::remove_file(&recording.snapshots()[0].path).unwrap();
     let left = RecordingDir::open(&dir).unwrap();
