@@ -14,7 +14,8 @@ use machine::engine::EngineKind;
 use vmrun::understudy;
 
 /// Recordings that have to be there.
-const NAMES: &[&str] = &["v1-firmware-4-harts", "v1-kernel-1-hart"];
+const NAMES: &[&str] =
+    &["v1-firmware-4-harts", "v1-kernel-1-hart", "v2-firmware-4-harts", "v2-kernel-1-hart"];
 /// Bytes of a file that are damaged, one at a time.
 const DAMAGES: usize = 40;
 
@@ -40,8 +41,11 @@ impl Golden {
             line.unwrap_or_else(|| panic!("{name}.txt says nothing about {key}")).trim()
         };
         let (steps, records, digests) = (value("steps"), value("records"), value("digests"));
-        let words =
-            format!("replayed {steps} steps, {records} records; {digests} digests are as recorded");
+        // A recording whose beginning was dropped says where it begins.
+        let (steps, from) = steps.split_at(steps.find(' ').unwrap_or(steps.len()));
+        let words = format!(
+            "replayed {steps} steps{from}, {records} records; {digests} digests are as recorded"
+        );
         let digest = u64::from_str_radix(value("digest "), 16).expect("a digest is hexadecimal");
         Self { words, digest, console: console.to_owned(), name, dir }
     }
@@ -85,12 +89,21 @@ fn places(bytes: usize) -> Vec<usize> {
     [0, 9, bytes / 2, bytes - 1].into_iter().chain(drawn).take(DAMAGES).collect()
 }
 
-/// Replays a copy whose file `name` is damaged; it has to end with status 1 and a line that names the file or the step.
-fn assert_damage_is_told(copy: &Path, name: &str, what: &str) {
+/// Replays a copy whose file `name` is damaged; it has to end with status 1 and a line that names the file or the step. Two
+/// things are no failure: a snapshot that a replay of everything does not begin with makes no difference to it; and a
+/// recording whose first segment is no good, or not there, is replayed from the next one on, which is said.
+fn assert_damage_is_told(golden: &Golden, copy: &Path, name: &str, what: &str) {
     let (code, _, words) = replay(copy, &["--verify"]);
     let path = copy.join(name).display().to_string();
+    let is_named = words.contains(&path) || what == "removed";
+    let begins_later = words.contains(" from step ") && !words.contains(&golden.words);
+    let is_same = name.starts_with("snapshot-") && words.contains(&golden.words);
+    if code == Some(0) && (is_same || begins_later && is_named) {
+        return;
+    }
     assert_eq!(code, Some(1), "{path}, {what}: {words}");
-    let says_where = words.contains(&path) || words.contains("diverged at step");
+    let place = if what == "removed" { copy.display().to_string() } else { path.clone() };
+    let says_where = words.contains(&place) || words.contains("diverged at step");
     assert!(says_where && !words.contains("panicked"), "{path}, {what}: {words}");
 }
 
@@ -143,14 +156,14 @@ fn damaged_copies_of_golden_recordings_are_never_taken_for_whole() {
             let path = copy.join(name);
             for at in places(good.len()) {
                 fs::write(&path, &good[..at]).expect("room for a copy");
-                assert_damage_is_told(&copy, name, &format!("cut at {at}"));
+                assert_damage_is_told(&golden, &copy, name, &format!("cut at {at}"));
                 let mut bytes = good.clone();
                 bytes[at] ^= 1 << (at % 8);
                 fs::write(&path, &bytes).expect("room for a copy");
-                assert_damage_is_told(&copy, name, &format!("changed at {at}"));
+                assert_damage_is_told(&golden, &copy, name, &format!("changed at {at}"));
             }
             fs::remove_file(&path).expect("it is there");
-            assert_damage_is_told(&copy, name, "removed");
+            assert_damage_is_told(&golden, &copy, name, "removed");
             fs::write(&path, good).expect("room for a copy");
         }
         assert_eq!(replay(&copy, &["--verify"]).0, Some(0), "{} whole again", golden.name);

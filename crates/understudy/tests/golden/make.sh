@@ -48,7 +48,7 @@ ip addr add 10.97.9.1/24 dev golden0
 ip link set golden0 up
 
 # Typed in pieces, so that the machine goes on now and then.
-{ sleep 1; for piece in "hel" "lo," " gol"; do printf %s "$piece"; sleep 0.4; done; echo den; sleep 2; } |
+{ sleep 1; for piece in "hel" "lo," " gol"; do printf %s "$piece"; sleep 1; done; echo den; sleep 2; } |
     "$understudy" run --memory 32M --smp "$harts" $boot "$work/boot" --disk "path=$work/disk" --net bridge=golden0 \
         --record "$name" --digest-interval 2 "$@" > "$work/live"
 "$understudy" replay "$name" > "$work/console" 2> "$work/words"
@@ -59,7 +59,7 @@ if ! tail -c "$(wc -c < "$work/console")" "$work/live" | cmp -s - "$work/console
     exit 1
 fi
 {
-    sed -n 's/^replayed \([0-9]*\) steps, \([0-9]*\) records; \([0-9]*\) digests.*/steps \1\nrecords \2\ndigests \3\ndigest 0\n/p' "$work/words"
+    sed -n 's/^replayed \([0-9]*\) steps\(.*\), \([0-9]*\) records; \([0-9]*\) digests.*/steps \1\2\nrecords \3\ndigests \4\ndigest 0\n/p' "$work/words"
     cat "$work/console"
 } > "$name.txt"
 chmod -R u=rwX,go=rX "$name"
