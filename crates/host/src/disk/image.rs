@@ -1,10 +1,19 @@
-//! A raw image file or block device, opened and checked; synchronous access with messages that name the file.
+//! A disk's image, opened and checked; synchronous access with messages that name the file.
+//!
+//! # Place
+//! Requests are carried out by the disk's threads, several at once where they may be; a copy, a snapshot and a mirror that is
+//! written in place use the same image.
+//!
+//! # Invariants
+//! - Several threads may call one image at once. What two requests at once do to the same range is anybody's guess: who calls
+//!   keeps them apart.
 
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
@@ -67,10 +76,11 @@ pub enum OpenImageError {
 pub struct Image {
     file: File,
     path: PathBuf,
-    size: u64,
+    /// In bytes; changes when the disk is resized.
+    size: AtomicU64,
     readonly: bool,
     /// Whether holes can be punched, as far as is known.
-    can_punch: bool,
+    can_punch: AtomicBool,
 }
 
 impl Image {
@@ -88,8 +98,7 @@ impl Image {
             return Err(OpenImageError::NotADisk { path: name() });
         }
         let file = OpenOptions::new().read(true).write(!readonly).open(path).map_err(io("open"))?;
-        let size = rustix::fs::seek(&file, SeekFrom::End(0))
-            .map_err(|e| io("find the size of")(e.into()))?;
+        let size = size_of(&file).map_err(io("find the size of"))?;
         if size == 0 || !size.is_multiple_of(512) {
             return Err(OpenImageError::BadSize { path: name(), size });
         }
@@ -100,7 +109,8 @@ impl Image {
                 Err(e) => return Err(io("lock")(e.into())),
             }
         }
-        Ok(Self { file, path: path.to_owned(), size, readonly, can_punch: true })
+        let (size, can_punch) = (AtomicU64::new(size), AtomicBool::new(true));
+        Ok(Self { file, path: path.to_owned(), size, readonly, can_punch })
     }
 
     /// As [`Self::open`], for who may have used the image a moment ago: threads of a machine that has stopped let it go as
@@ -123,7 +133,53 @@ impl Image {
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The file whose bytes are the disk's, at the same offsets: of a raw file and of a block device, and of nothing else.
+    /// Who uses it checks ranges with [`Self::size`], and writes with [`Self::check_write`].
+    #[must_use]
+    pub fn raw_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+
+    /// Makes the disk bigger or smaller. What is new reads as zeroes.
+    ///
+    /// # Errors
+    /// One line: the size makes no disk, the image is read-only or a device, or the system refused.
+    pub fn resize(&self, size: u64) -> Result<(), String> {
+        let fail = |reason: &dyn Display| {
+            Err(format!("cannot resize disk image {}: {reason}", self.path.display()))
+        };
+        if self.readonly {
+            return fail(&"it is read-only");
+        }
+        if size == 0 || !size.is_multiple_of(512) {
+            return fail(&format!("{size} bytes make no disk: it has a multiple of 512"));
+        }
+        if self.is_device() {
+            return fail(&"it is a device, which is resized where it is made");
+        }
+        if let Err(e) = self.file.set_len(size).and_then(|()| self.file.sync_all()) {
+            return fail(&e);
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(())
+    }
+
+    /// Looks at the size again, which somebody else may have changed; returns it.
+    ///
+    /// # Errors
+    /// One line: it has no size now that makes a disk, or the system refused. The disk then keeps the size that it had.
+    pub fn refresh_size(&self) -> Result<u64, String> {
+        let path = self.path.display();
+        let size = size_of(&self.file)
+            .map_err(|e| format!("cannot find the size of disk image {path}: {e}"))?;
+        if size == 0 || !size.is_multiple_of(512) {
+            return Err(OpenImageError::BadSize { path: path.to_string(), size }.to_string());
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(size)
     }
 
     /// The file's path.
@@ -148,7 +204,7 @@ impl Image {
 
     fn check(&self, action: &str, offset: u64, len: u64) -> Result<(), String> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
+            Some(end) if end <= self.size() => Ok(()),
             _ => Err(self.fail(action, offset, &"the range is beyond the end")),
         }
     }
@@ -180,15 +236,17 @@ impl Image {
     }
 
     /// Makes the range read as zeroes, by a hole where the file system has holes.
-    pub(crate) fn zero(&mut self, offset: u64, len: u64) -> Result<(), String> {
+    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), String> {
         self.check_write(offset, len)?;
         if len == 0 {
             return Ok(());
         }
-        if self.can_punch {
+        if self.can_punch.load(Ordering::Relaxed) {
             match punch_hole(&self.file, offset, len) {
                 Ok(()) => return Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.can_punch = false,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.can_punch.store(false, Ordering::Relaxed);
+                }
                 // Other refusals (alignment, quota) concern this range only.
                 Err(_) => {}
             }
@@ -205,6 +263,10 @@ impl Image {
             Err(_) => Some(offset),
         }
     }
+}
+
+fn size_of(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::seek(file, SeekFrom::End(0))?)
 }
 
 pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<(), Errno> {

@@ -385,3 +385,31 @@ fn a_full_file_system_is_an_io_error_and_the_disk_goes_on() {
     assert!(output.status.success(), "user namespaces are needed: {text}");
     assert!(text.contains("all done"), "{text}");
 }
+
+#[test]
+fn image_is_resized_and_used_by_several_threads_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image_file(dir.path(), 1 << 20);
+    let image = Image::open(&path, OpenMode::Exclusive).unwrap();
+    assert!(image.raw_file().is_some());
+    assert!(image.resize(1000).unwrap_err().contains("no disk"));
+    image.resize(2 << 20).unwrap();
+    assert_eq!(image.size(), 2 << 20);
+    std::thread::scope(|scope| {
+        for i in 0..4u8 {
+            let image = &image;
+            scope.spawn(move || {
+                for k in 0..16 {
+                    let at = (u64::from(i) * 16 + k) * 4096;
+                    image.write(at, &[i + 1; 4096]).unwrap();
+                    assert_eq!(image.read(at, 4096).unwrap(), [i + 1; 4096]);
+                    image.zero(at, 512).unwrap();
+                }
+            });
+        }
+    });
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(3 << 20).unwrap();
+    assert_eq!(image.refresh_size(), Ok(3 << 20));
+    let reader = Image::open(&path, OpenMode::ReadOnly).unwrap();
+    assert!(reader.resize(4 << 20).unwrap_err().contains("read-only"));
+}

@@ -137,7 +137,7 @@ impl StagedDisk {
 }
 
 /// Writes a snapshot's disk over a block device.
-fn write_device(mut image: Image, dev: u8, files: &[PathBuf]) -> Result<(), String> {
+fn write_device(image: Image, dev: u8, files: &[PathBuf]) -> Result<(), String> {
     let chunks = image.size().div_ceil(CHUNK_BYTES);
     let mut written: BTreeMap<u64, u64> = BTreeMap::new();
     chain::disk(files, dev, &mut |index, data| {
