@@ -31,6 +31,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Run one unprotected VM in this terminal.
     Run(cli::run::RunArgs),
+    /// Make disk images.
+    Image(cli::image::ImageArgs),
     /// Run a recorded VM again, and compare every digest.
     Replay(cli::replay::ReplayArgs),
     /// Look at recordings.
@@ -95,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => cli::run::run(args),
+        Command::Image(args) => cli::image::run(args),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Record(args) => cli::record::run(&args),
         Command::Debug(args) => cli::debug::run(&args),

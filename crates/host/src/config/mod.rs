@@ -6,6 +6,7 @@
 //! # Failure
 //! [`ConfigError`] names the file, the line where there is one, and what is wrong.
 
+mod firmware;
 mod size;
 mod vm;
 

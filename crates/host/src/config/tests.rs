@@ -108,7 +108,11 @@ fn impossible_vms_are_refused() {
         (VM.replace("52:54:00", "53:54:00"), "web.toml:21: MAC address"),
         (VM.replace("12:34:56", "+2:34:56"), "web.toml:21: MAC address"),
         (VM.replace("br0", "a/b"), "web.toml:17: interface name \"a/b\""),
-        (VM.replace("kernel", "#"), "web.toml:2: neither kernel nor bios is given"),
+        (
+            "name = \"web\"\nmemory = \"32M\"".to_owned(),
+            "web.toml:1: neither kernel nor bios is given",
+        ),
+        (format!("u_boot = \"u\"\n{VM}"), "web.toml:1: u_boot is given beside a kernel"),
         (format!("consoles = 4\n{VM}"), "web.toml:3: 9 devices"),
         (VM.replace("readonly = true", "readonly = 1"), "web.toml:14: invalid type"),
     ];
@@ -134,6 +138,20 @@ fn boot_files_are_read_or_named() {
     let images = config.boot_images().unwrap();
     assert_eq!((images.kernel.as_deref(), images.append.as_str()), (Some(&b"abc"[..]), "x"));
     assert_eq!(images.bios, None);
+}
+
+#[test]
+fn a_disk_alone_boots_by_firmware_whose_parts_can_be_named() {
+    let config =
+        vm(&VM.replace("kernel", "u_boot").replace("harts", "bios = \"b\"\nharts")).unwrap();
+    assert_eq!(config.u_boot.as_deref(), Some(Path::new("/vms/Image")));
+    assert!(config.boot_images().unwrap_err().starts_with("VM web: cannot read bios /vms/b: "));
+    let bios_alone = vm(&VM.replace("kernel", "bios")).unwrap();
+    assert!(bios_alone.boot_images().unwrap_err().contains("cannot read bios /vms/Image"));
+    match vm(&VM.replace("kernel = \"Image\"", "")).unwrap().boot_images() {
+        Ok(images) => assert!(images.bios.is_some() && images.kernel.is_some()),
+        Err(e) => assert!(e.contains("install Debian's package"), "{e}"),
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, parse_size, parse_toml,
-    problem, read_text,
+    ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware, parse_size,
+    parse_toml, problem, read_text,
 };
 use crate::name::check_name;
 use crate::recording::parse_duration;
@@ -113,8 +113,10 @@ pub struct VmConfig {
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// Firmware that runs in M-mode; without it the machine provides the SBI.
+    /// Firmware that runs in M-mode; without it the machine provides the SBI to a kernel.
     pub bios: Option<PathBuf>,
+    /// U-Boot for S-mode, which the firmware starts when there is no kernel.
+    pub u_boot: Option<PathBuf>,
     /// Kernel command line.
     #[serde(default)]
     pub append: String,
@@ -175,7 +177,7 @@ impl VmConfig {
     pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, ConfigError> {
         let mut config: Self = parse_toml(text, file)?;
         config.find_problem().map_err(|problem| at(text, file, problem))?;
-        let boot = [&mut config.kernel, &mut config.initrd, &mut config.bios];
+        let boot = [&mut config.kernel, &mut config.initrd, &mut config.bios, &mut config.u_boot];
         let disks = config.disks.iter_mut().map(|d| &mut d.path);
         for path in boot.into_iter().flatten().chain(disks) {
             *path = base.join(&*path);
@@ -205,9 +207,7 @@ impl VmConfig {
             let text = "append is longer than 4096 bytes, or has a zero byte".to_owned();
             return Err(problem("append", text));
         }
-        if self.kernel.is_none() && self.bios.is_none() {
-            return Err(problem("name", "neither kernel nor bios is given".to_owned()));
-        }
+        self.check_boot()?;
         let devices = self.disks.len()
             + self.nets.len()
             + usize::from(self.consoles)
@@ -226,6 +226,18 @@ impl VmConfig {
             check_name(host).map_err(|e| problem("hosts", e.to_string()))?;
         }
         check_detection(self.protection.detection_ms.unwrap_or(DETECTION_MS_DEFAULT))
+    }
+
+    fn check_boot(&self) -> Result<(), Problem> {
+        if self.kernel.is_some() && self.u_boot.is_some() {
+            return Err(problem("u_boot", "u_boot is given beside a kernel".to_owned()));
+        }
+        let is_given = self.kernel.is_some() || self.bios.is_some() || self.u_boot.is_some();
+        if !is_given && self.disks.is_empty() {
+            let text = "neither kernel nor bios is given, and no disk to boot from".to_owned();
+            return Err(problem("name", text));
+        }
+        Ok(())
     }
 
     /// MAC addresses of the network devices, in order.
@@ -277,17 +289,24 @@ impl VmConfig {
         })
     }
 
-    /// Reads the files that the machine boots.
+    /// Reads the files that the machine boots: those named, or this host's firmware when there is a disk and neither a
+    /// kernel nor a `bios`. A `bios` alone is all that boots.
     ///
     /// # Errors
-    /// One line that names the file and what it is for.
+    /// One line that names the file and what it is for, or the package that has it.
     pub fn boot_images(&self) -> Result<BootImages, String> {
         let read = |what: &str, path: &Option<PathBuf>| {
             path.as_ref().map(|p| self.read_boot_file(what, p)).transpose()
         };
+        let (mut bios, mut kernel) = (self.bios.clone(), self.kernel.clone());
+        if kernel.is_none() && (bios.is_none() || self.u_boot.is_some()) {
+            let found = firmware::find(bios.as_deref(), self.u_boot.as_deref());
+            let found = found.map_err(|e| format!("VM {}: {e}", self.name))?;
+            (bios, kernel) = (Some(found.bios), Some(found.u_boot));
+        }
         Ok(BootImages {
-            bios: read("bios", &self.bios)?,
-            kernel: read("kernel", &self.kernel)?,
+            bios: read("bios", &bios)?,
+            kernel: read("kernel", &kernel)?,
             initrd: read("initrd", &self.initrd)?,
             append: self.append.clone(),
         })

@@ -184,9 +184,12 @@ fn clone_of(
     };
     let config = &original.config;
     table.insert("name".to_owned(), Value::from(name));
-    for (key, path) in
-        [("kernel", &config.kernel), ("initrd", &config.initrd), ("bios", &config.bios)]
-    {
+    for (key, path) in [
+        ("kernel", &config.kernel),
+        ("initrd", &config.initrd),
+        ("bios", &config.bios),
+        ("u_boot", &config.u_boot),
+    ] {
         if let Some(path) = path {
             table.insert(key.to_owned(), text(path)?);
         }

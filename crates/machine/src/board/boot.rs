@@ -34,6 +34,8 @@ const INFO_BYTES: u64 = 48;
 const INFO_MAGIC: u64 = 0x4942_534f;
 const INFO_VERSION: u64 = 2;
 const NEXT_MODE_S: u64 = 1;
+/// A file of which nothing is known.
+const UNKNOWN: &str = "in an unknown format";
 
 /// Why the machine cannot boot what it was given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -159,8 +161,14 @@ pub fn load(
     let bios = images.bios.as_deref().map(|image| load_bios(image, ram)).transpose()?;
     let kernel_base =
         bios.map_or(KERNEL_BASE, |bios| bios.end.next_multiple_of(ALIGN).max(KERNEL_BASE));
-    let kernel =
-        images.kernel.as_deref().map(|image| load_kernel(image, kernel_base, ram)).transpose()?;
+    let load = |image: &[u8], ram: &mut GuestRam| match load_kernel(image, kernel_base, ram) {
+        // Firmware starts whatever there is, for instance U-Boot without a header.
+        Err(LoadError::KernelFormat { found: UNKNOWN }) if bios.is_some() => {
+            load_raw(image, kernel_base, ram)
+        }
+        loaded => loaded,
+    };
+    let kernel = images.kernel.as_deref().map(|image| load(image, ram)).transpose()?;
     if let (Some(bios), Some(kernel)) = (&bios, &kernel) {
         kernel.check_apart(bios)?;
     }
@@ -210,6 +218,12 @@ fn load_kernel(image: &[u8], base: u64, ram: &mut GuestRam) -> Result<Loaded, Lo
     Err(LoadError::KernelFormat { found: guess_format(image) })
 }
 
+fn load_raw(image: &[u8], base: u64, ram: &mut GuestRam) -> Result<Loaded, LoadError> {
+    let what = "kernel";
+    put(what, base, image, ram)?;
+    Ok(Loaded { what, entry: base, start: base, end: base + image.len() as u64 })
+}
+
 /// Bytes that a Linux image takes in memory, its zeroed part included.
 fn check_image(image: &[u8]) -> Result<u64, LoadError> {
     if image.len() < IMAGE_HEADER_BYTES {
@@ -254,7 +268,7 @@ fn guess_format(image: &[u8]) -> &'static str {
     } else if at(0, &[0x27, 0x05, 0x19, 0x56]) {
         "a U-Boot uImage"
     } else {
-        "in an unknown format"
+        UNKNOWN
     }
 }
 

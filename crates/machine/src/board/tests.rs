@@ -368,6 +368,15 @@ fn firmware_starts_in_machine_mode_and_learns_where_the_kernel_is() {
 }
 
 #[test]
+fn firmware_starts_a_raw_binary_where_a_kernel_would_be() {
+    let (state, ram) = load(&images(Some(vec![0x6f; 100]), Some(vec![5; 100]), None));
+    assert_eq!(ram.read_u64(state.unwrap().a2 + 16).unwrap(), KERNEL_BASE);
+    assert_eq!(ram.read_u32(KERNEL_BASE).unwrap(), 0x0505_0505);
+    let gzip = Some(vec![0x1f, 0x8b, 8]);
+    assert!(load(&images(Some(vec![0x6f; 100]), gzip, None)).0.is_err());
+}
+
+#[test]
 fn elf_files_load_by_physical_address_or_else_by_virtual() {
     for paddr in [RAM_BASE + 0x1000, 0] {
         let (state, ram) =

@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod debug;
 pub(crate) mod divergence;
+pub(crate) mod image;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod run;

@@ -135,6 +135,7 @@ fn go_on(args: &ReplayArgs, recording: &RecordingDir, player: Player) -> anyhow:
         kernel: None,
         initrd: None,
         bios: None,
+        u_boot: None,
         append: recording.start().append.clone(),
         consoles: machine.consoles,
         rngs: machine.rngs,

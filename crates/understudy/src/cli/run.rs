@@ -39,9 +39,13 @@ pub(crate) struct RunArgs {
     /// Kernel command line.
     #[arg(long, value_name = "TEXT", default_value = "")]
     append: String,
-    /// Firmware for M-mode; without it the machine provides the SBI itself.
+    /// Firmware for M-mode; without it the machine provides the SBI itself to a kernel, and boots a disk by Debian's OpenSBI
+    /// and U-Boot.
     #[arg(long, value_name = "FILE")]
     bios: Option<PathBuf>,
+    /// U-Boot for S-mode, which the firmware starts, instead of Debian's.
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    u_boot: Option<PathBuf>,
     /// A disk; may be given several times.
     #[arg(long, value_name = "path=FILE[,readonly]", value_parser = parse_disk)]
     disk: Vec<DiskSection>,
@@ -124,6 +128,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         kernel: args.kernel,
         initrd: args.initrd,
         bios: args.bios,
+        u_boot: args.u_boot,
         append: args.append,
         consoles: args.consoles,
         rngs: 1,
