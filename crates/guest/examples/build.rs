@@ -1,4 +1,4 @@
-//! Builds a guest and prints its files as JSON: `build minimal|redis|tools|bench|debian|etcd [CACHE_DIR]`.
+//! Builds a guest and prints its files as JSON: `build minimal|redis|tools|bench|debian|services|etcd [CACHE_DIR]`.
 #![expect(clippy::print_stdout, reason = "printing is what an example is for")]
 
 use guest::{GuestBuilder, GuestKind, default_cache_dir};
@@ -13,11 +13,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "tools" => GuestKind::Tools,
         "bench" => GuestKind::Bench,
         "debian" => GuestKind::Debian,
+        "services" => GuestKind::Services,
         "etcd" => {
             println!("{}", builder.etcd()?.display());
             return Ok(());
         }
-        _ => return Err("usage: build minimal|redis|tools|bench|debian|etcd [CACHE_DIR]".into()),
+        _ => {
+            return Err(
+                "usage: build minimal|redis|tools|bench|debian|services|etcd [CACHE_DIR]".into()
+            );
+        }
     };
     println!("{}", serde_json::to_string_pretty(&builder.build(kind)?)?);
     Ok(())

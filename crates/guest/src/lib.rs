@@ -23,6 +23,7 @@ mod debian;
 mod elf;
 mod image;
 mod kernel;
+mod services;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ use apt::{Apt, WorkDir, make_dir, rename, write};
 pub use cpio::FileTree;
 use image::Packages;
 use kernel::Kernel;
+pub use services::compiler_work;
 
 /// Debian release that guests come from; the first with riscv64 as an official architecture.
 const SUITE: &str = "trixie";
@@ -111,6 +113,12 @@ pub enum GuestKind {
     Bench,
     /// Debian with systemd, up to a login prompt on the console.
     Debian,
+    /// PostgreSQL on port 5432, Redis on 6379 and iperf3 on 5201 at the address `understudy.ip=A.B.C.D/N` of the kernel
+    /// command line, with gcc and fio: what people protect. PostgreSQL's data are on `/dev/vda` if that is there; the
+    /// database is made at the first boot. Says `understudy: NAME ready` for each service and `understudy: services
+    /// ready` after the last; then each line `NAME COMMAND...` on the console is run, between `understudy: run NAME` and
+    /// `understudy: exit CODE NAME`, and `end` powers off.
+    Services,
 }
 
 impl GuestKind {
@@ -123,6 +131,7 @@ impl GuestKind {
             Self::Tools => "tools",
             Self::Bench => "bench",
             Self::Debian => "debian",
+            Self::Services => "services",
         }
     }
 
@@ -133,6 +142,7 @@ impl GuestKind {
             Self::Tools => &["busybox-static", "stress-ng", "openssl", "python3-minimal"],
             Self::Bench => bench::PACKAGES,
             Self::Debian => debian::PACKAGES,
+            Self::Services => services::PACKAGES,
         }
     }
 
@@ -140,6 +150,7 @@ impl GuestKind {
         match self {
             Self::Minimal | Self::Redis | Self::Tools => LEFT_OUT,
             Self::Bench => bench::LEFT_OUT,
+            Self::Services => services::LEFT_OUT,
             Self::Debian => &[],
         }
     }
@@ -150,6 +161,7 @@ impl GuestKind {
             Self::Redis => include_str!("init/redis.sh"),
             Self::Tools => include_str!("init/tools.sh"),
             Self::Bench => include_str!("init/bench.sh"),
+            Self::Services => include_str!("init/services.sh"),
             Self::Debian => "",
         }
     }
@@ -160,7 +172,9 @@ impl GuestKind {
             Self::Debian => {
                 "console=ttyS0 panic=-1 TERM=dumb systemd.tty.term.console=dumb systemd.tty.term.ttyS0=dumb"
             }
-            Self::Minimal | Self::Redis | Self::Tools | Self::Bench => "console=ttyS0 panic=-1",
+            Self::Minimal | Self::Redis | Self::Tools | Self::Bench | Self::Services => {
+                "console=ttyS0 panic=-1"
+            }
         }
     }
 
@@ -170,6 +184,16 @@ impl GuestKind {
             Self::Minimal | Self::Redis | Self::Tools => &[],
             Self::Bench => &[include_str!("bench.rs")],
             Self::Debian => &[include_str!("debian.rs")],
+            Self::Services => &[include_str!("services.rs")],
+        }
+    }
+
+    /// Bytes of the disk that it keeps data on, if it does.
+    fn disk_bytes(self) -> Option<u64> {
+        match self {
+            Self::Redis => Some(DISK_BYTES),
+            Self::Services => Some(services::DISK_BYTES),
+            Self::Minimal | Self::Tools | Self::Bench | Self::Debian => None,
         }
     }
 }
@@ -270,8 +294,8 @@ impl GuestBuilder {
             let ready = work.path().join("ready");
             make_dir(&ready)?;
             write_cpio(&tree, &ready.join("initrd"))?;
-            if kind == GuestKind::Redis {
-                make_disk(&ready.join("disk"), work.path())?;
+            if let Some(bytes) = kind.disk_bytes() {
+                make_disk(&ready.join("disk"), bytes, work.path())?;
             }
             rename(&ready, &home)?;
         }
@@ -279,7 +303,7 @@ impl GuestBuilder {
             kernel: kernel.image,
             initrd: home.join("initrd"),
             append: kind.append().to_owned(),
-            disk: (kind == GuestKind::Redis).then(|| home.join("disk")),
+            disk: kind.disk_bytes().map(|_| home.join("disk")),
             packages: names,
             recipe: recipe(kind),
         };
@@ -398,8 +422,10 @@ fn file_tree(
     // The kernel opens it for init before devtmpfs is mounted.
     tree.add_char_device("dev/console", 5, 1);
     packages.add_program(&mut tree, "usr/bin/busybox")?;
-    if kind == GuestKind::Bench {
-        bench::add_programs(&mut tree, packages)?;
+    match kind {
+        GuestKind::Bench => bench::add_programs(&mut tree, packages)?,
+        GuestKind::Services => services::add_programs(&mut tree, packages)?,
+        GuestKind::Minimal | GuestKind::Redis | GuestKind::Tools | GuestKind::Debian => {}
     }
     for applet in APPLETS.split_whitespace() {
         let path = format!("usr/bin/{applet}");
@@ -420,7 +446,7 @@ fn file_tree(
     }
     tree.add_file("modules/order", 0o644, order.into());
     match kind {
-        GuestKind::Minimal | GuestKind::Bench | GuestKind::Debian => {}
+        GuestKind::Minimal | GuestKind::Bench | GuestKind::Debian | GuestKind::Services => {}
         GuestKind::Redis => packages.add_program(&mut tree, "usr/bin/redis-server")?,
         GuestKind::Tools => add_tools(&mut tree, packages)?,
     }
@@ -449,8 +475,8 @@ fn write_cpio(tree: &FileTree, path: &Path) -> Result<(), BuildGuestError> {
     written.map_err(|source| BuildGuestError::Cache { path: path.to_owned(), source })
 }
 
-fn make_disk(path: &Path, work: &Path) -> Result<(), BuildGuestError> {
-    let sparse = File::create(path).and_then(|file| file.set_len(DISK_BYTES));
+fn make_disk(path: &Path, bytes: u64, work: &Path) -> Result<(), BuildGuestError> {
+    let sparse = File::create(path).and_then(|file| file.set_len(bytes));
     sparse.map_err(|source| BuildGuestError::Cache { path: path.to_owned(), source })?;
     let empty = work.join("empty");
     make_dir(&empty)?;
@@ -546,10 +572,10 @@ mod tests {
     fn disk_is_the_same_each_time() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        if make_disk(&a, dir.path()).is_err() {
+        if make_disk(&a, DISK_BYTES, dir.path()).is_err() {
             return;
         }
-        make_disk(&b, dir.path()).unwrap();
+        make_disk(&b, DISK_BYTES, dir.path()).unwrap();
         assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
     }
 

@@ -19,6 +19,7 @@ mod engine;
 mod faults;
 mod figure;
 mod idle;
+mod io;
 mod performance;
 mod ping;
 mod plot;
@@ -153,6 +154,8 @@ enum Which {
     Engine(EngineArgs),
     /// Cost of recording, size of the log, replay, going back in time, pause for a snapshot.
     Record(record::RecordArgs),
+    /// Protected databases, compilers and networks: the paper's tables, and failovers under load.
+    Io(io::IoArgs),
     /// All of them.
     All(Counts),
     /// Set by the bench itself, inside its namespaces.
@@ -176,6 +179,7 @@ enum Job {
     Protect,
     Engine(engine::Options),
     Record(record::RecordArgs),
+    Io(io::Options),
 }
 
 impl Job {
@@ -188,6 +192,7 @@ impl Job {
             Self::Protect => "protect",
             Self::Engine(_) => "engine",
             Self::Record(_) => "record",
+            Self::Io(options) => options.part.name(),
         }
     }
 
@@ -199,6 +204,7 @@ impl Job {
             Self::Engine(_) | Self::Record(_) => {
                 &[GuestKind::Minimal, GuestKind::Debian, GuestKind::Bench]
             }
+            Self::Io(options) => options.part.guests(),
         }
     }
 }
@@ -212,6 +218,7 @@ fn jobs(which: &Which) -> Vec<Job> {
         Which::Protect => vec![Job::Protect],
         Which::Engine(args) => vec![args.job()],
         Which::Record(args) => vec![Job::Record(args.clone())],
+        Which::Io(args) => args.jobs().map(Job::Io).collect(),
         Which::All(counts) => {
             let first = [Job::Delay { requests: 3000 }, Job::Idle { seconds: 30 }];
             let options = engine::Options {
@@ -223,6 +230,8 @@ fn jobs(which: &Which) -> Vec<Job> {
             };
             let record = Job::Record(record::RecordArgs::default());
             let more = [Job::Speed { seconds: 8 }, Job::Protect, Job::Engine(options), record];
+            let io = io::IoArgs::default();
+            let more = more.into_iter().chain(io.jobs().map(Job::Io));
             first.into_iter().chain(more).chain(counts.jobs()).collect()
         }
         Which::Inside { .. } => Vec::new(),
@@ -347,6 +356,7 @@ fn measure(prepared: Prepared) -> anyhow::Result<Section> {
         Job::Delay { requests } => delay::run(&dir, &material(&mut guests, etcd)?, requests, TURNS),
         Job::Idle { seconds } => idle::run(&dir, &material(&mut guests, etcd)?, seconds),
         Job::Speed { seconds } => speed::run(&dir, &material(&mut guests, etcd)?, seconds, TURNS),
+        Job::Io(options) => io::run(&dir, &material(&mut guests, etcd)?, &options),
         Job::Protect => protect::run(&dir, &material(&mut guests, etcd)?, TURNS),
     }
 }
@@ -395,7 +405,12 @@ mod tests {
         let kinds = ["kill", "freeze", "partition", "power"];
         assert_eq!(
             names,
-            [&["delay", "idle", "speed", "protect", "engine", "record"], &kinds[..]].concat()
+            [
+                &["delay", "idle", "speed", "protect", "engine", "record"],
+                &["tables", "failover"][..],
+                &kinds[..]
+            ]
+            .concat()
         );
     }
 }

@@ -1,0 +1,111 @@
+//! Protected machines that do what people run on them: the paper's tables in our own form, and failovers under a database.
+//!
+//! # Place
+//! Called by the bench. Each part runs in namespaces of its own, with a laboratory of its own, and is one section of the
+//! report. A part is a variant of [`Part`], a module with `run`, and a line in [`run`].
+
+mod failover;
+mod tables;
+
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use guest::GuestKind;
+use serde::{Deserialize, Serialize};
+
+use super::figure::Section;
+use super::stage::Material;
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// Four loads in the guest, unprotected, protected and native: the paper's Table 1.
+    Tables,
+    /// Failovers under a database's load.
+    Failover,
+}
+
+impl Part {
+    /// The section's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tables => "tables",
+            Self::Failover => "failover",
+        }
+    }
+
+    /// The guests that it boots, the one in the laboratory first.
+    pub(crate) fn guests(self) -> &'static [GuestKind] {
+        match self {
+            Self::Tables | Self::Failover => &[GuestKind::Services],
+        }
+    }
+}
+
+/// What is measured, and how often.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct IoArgs {
+    /// These parts only.
+    #[arg(long = "part", value_name = "PART", value_enum, value_delimiter = ',')]
+    parts: Vec<Part>,
+    /// How often what is compared is measured.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    turns: u32,
+    /// How long each load of a turn is.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Failover: how often the live host fails.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    failovers: u32,
+}
+
+impl Default for IoArgs {
+    fn default() -> Self {
+        Self { parts: vec![], turns: 3, seconds: 10, failovers: 20 }
+    }
+}
+
+impl IoArgs {
+    /// The parts that are asked for, each with what it has to know.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = Options> {
+        let Self { turns, seconds, failovers, .. } = *self;
+        let is_wanted = |part: &Part| self.parts.is_empty() || self.parts.contains(part);
+        let parts = Part::value_variants().iter().copied().filter(is_wanted);
+        parts.map(move |part| Options { part, turns, seconds, failovers })
+    }
+}
+
+/// One part, and how it is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Options {
+    /// What.
+    pub(crate) part: Part,
+    /// How often.
+    pub(crate) turns: u32,
+    /// How long each load of a turn is.
+    pub(crate) seconds: u32,
+    /// How often the live host fails.
+    pub(crate) failovers: u32,
+}
+
+/// Measures one part.
+pub(crate) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow::Result<Section> {
+    match options.part {
+        Part::Tables => tables::run(dir, material, options),
+        Part::Failover => failover::run(dir, material, options),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_are_measured_in_order_unless_some_are_named() {
+        let parts = |args: &IoArgs| args.jobs().map(|job| job.part).collect::<Vec<_>>();
+        assert_eq!(parts(&IoArgs::default()), Part::value_variants());
+        let some = IoArgs { parts: vec![Part::Failover], failovers: 2, ..IoArgs::default() };
+        assert_eq!(parts(&some), [Part::Failover]);
+        assert_eq!(some.jobs().next().map(|job| job.failovers), Some(2));
+    }
+}
