@@ -47,9 +47,19 @@ impl Stage {
         material: &Material,
         is_protected: bool,
     ) -> anyhow::Result<Self> {
+        Self::start_with(dir, material, "512M", is_protected)
+    }
+
+    /// The same with so much memory.
+    pub(crate) fn start_with(
+        dir: &Path,
+        material: &Material,
+        memory: &str,
+        is_protected: bool,
+    ) -> anyhow::Result<Self> {
         let progress = Progress::new();
         let plan = Plan {
-            memory: "512M".into(),
+            memory: memory.into(),
             harts: 1,
             detection_ms: 100,
             is_protected,

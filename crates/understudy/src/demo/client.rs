@@ -86,8 +86,17 @@ pub(crate) struct Seen {
     gap_max: Duration,
 }
 
+/// A client whose answers are watched while hosts fail.
+pub(crate) trait Watched {
+    /// What it has seen so far.
+    fn seen(&self) -> Seen;
+    /// Forgets gaps that are over; the time since the last acknowledgement counts on.
+    fn begin_window(&self);
+}
+
 impl Seen {
-    fn note_ack(&mut self, now: Instant) {
+    /// A write was acknowledged.
+    pub(crate) fn note_ack(&mut self, now: Instant) {
         if let Some(last) = self.last_ack {
             self.gap_max = self.gap_max.max(now.duration_since(last));
         }
@@ -95,7 +104,12 @@ impl Seen {
         self.acked += 1;
     }
 
-    /// Longest time between two acknowledgements since [`Client::begin_window`], the one still lasting included.
+    /// See [`Watched::begin_window`].
+    pub(crate) fn begin_window(&mut self) {
+        self.gap_max = Duration::ZERO;
+    }
+
+    /// Longest time between two acknowledgements since [`Self::begin_window`], the one still lasting included.
     pub(crate) fn gap(&self, now: Instant) -> Duration {
         let lasting =
             self.last_ack.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
@@ -131,16 +145,6 @@ impl Client {
         Ok(Self { seen, stop, thread: Some(thread) })
     }
 
-    /// What it has seen so far.
-    pub(crate) fn seen(&self) -> Seen {
-        lock(&self.seen).clone()
-    }
-
-    /// Forgets gaps that are over; the time since the last acknowledgement counts on.
-    pub(crate) fn begin_window(&self) {
-        lock(&self.seen).gap_max = Duration::ZERO;
-    }
-
     /// Lets it finish the write under way, and stops it.
     pub(crate) fn finish(mut self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
@@ -150,6 +154,16 @@ impl Client {
             lock(&self.seen).broken.get_or_insert_with(|| "broken: the client stopped".to_owned());
         }
         self.seen()
+    }
+}
+
+impl Watched for Client {
+    fn seen(&self) -> Seen {
+        lock(&self.seen).clone()
+    }
+
+    fn begin_window(&self) {
+        lock(&self.seen).begin_window();
     }
 }
 
@@ -285,7 +299,7 @@ mod tests {
         let mut seen = Seen::default();
         seen.note_ack(at(0));
         seen.note_ack(at(50));
-        seen.gap_max = Duration::ZERO;
+        seen.begin_window();
         assert_eq!(seen.gap(at(70)), Duration::from_millis(20));
         seen.note_ack(at(300));
         seen.note_ack(at(310));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use host::control::VmStatus;
 
-use super::client::Client;
+use super::client::{Client, Watched};
 use super::control::{is_protected, words};
 use super::fault::{Fault, FaultChoice};
 use super::progress::Progress;
@@ -69,7 +69,7 @@ fn wait_calm(cluster: &impl Cluster, progress: &Progress) -> anyhow::Result<Stri
 /// One round, counted from 0.
 pub(crate) fn run_round(
     cluster: &mut impl Cluster,
-    client: &Client,
+    client: &impl Watched,
     index: u32,
     fault: Fault,
     progress: &Progress,
@@ -112,7 +112,11 @@ pub(crate) fn run_round(
 }
 
 /// Waits until the client has had answers beyond `acked`, or its connection is broken.
-pub(crate) fn wait_answers(client: &Client, acked: u64, progress: &Progress) -> anyhow::Result<()> {
+pub(crate) fn wait_answers(
+    client: &impl Watched,
+    acked: u64,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     progress.wait_for("answers to the client", ANSWER_MAX, Duration::from_millis(10), |_| {
         let seen = client.seen();
         Ok((seen.acked > acked + 10 || seen.broken.is_some()).then_some(()))

@@ -5,6 +5,9 @@
 //! report. A part is a variant of [`Part`], a module with `run`, and a line in [`run`].
 
 mod failover;
+mod ledger;
+mod pgbench;
+mod postgres;
 mod tables;
 
 use std::path::Path;
