@@ -12,6 +12,7 @@ use super::{
     ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware, parse_size,
     parse_toml, problem, read_text,
 };
+use crate::disk::{DiskFormat, DiskSource};
 use crate::name::check_name;
 use crate::recording::parse_duration;
 
@@ -36,17 +37,48 @@ pub enum DiskMode {
 }
 
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSection {
-    /// The image: a raw file or a block device.
+    /// The image: a file or a block device.
     pub path: PathBuf,
+    /// What it is; raw when absent, unless it looks like something else.
+    pub format: Option<DiskFormat>,
+    /// Whether backing files of a qcow2 image may be read.
+    #[serde(default)]
+    pub backing: bool,
     /// How it is kept on the hosts.
     #[serde(default)]
     pub mode: DiskMode,
     /// Whether the guest may only read.
     #[serde(default)]
     pub readonly: bool,
+}
+
+impl DiskSection {
+    /// Where the image is and what it is.
+    #[must_use]
+    pub fn source(&self) -> DiskSource {
+        DiskSource { has_backing: self.backing, ..DiskSource::file(&self.path, self.format) }
+    }
+
+    /// What a new file for this disk is made as.
+    #[must_use]
+    pub fn image_format(&self) -> DiskFormat {
+        self.format.unwrap_or(DiskFormat::Raw)
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        let is_qcow2 = self.format == Some(DiskFormat::Qcow2);
+        if is_qcow2 && self.mode == DiskMode::Shared && !self.readonly {
+            let text = "a qcow2 disk cannot be shared, because each host keeps its tables in memory: make it raw, or mode = \"mirrored\"";
+            return Err(problem("mode", text.to_owned()));
+        }
+        if self.backing && !is_qcow2 {
+            return Err(problem("backing", "backing is for format = \"qcow2\"".to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// A network device: with a bridge that its tap is attached to, or with a tap of that name that exists already, or
@@ -217,6 +249,9 @@ impl VmConfig {
                 "{devices} devices (disks, nets, consoles, rngs), the board has {VIRTIO_SLOTS} slots"
             );
             return Err(problem("name", text));
+        }
+        for disk in &self.disks {
+            disk.check()?;
         }
         for net in &self.nets {
             net.check()?;

@@ -13,16 +13,20 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+
+use super::format::{DiskFormat, LOOK_BYTES, advice, looks_like};
+use super::qcow2::{OpenQcow2Error, Qcow2Image};
+use super::raw::{RawImage, size_of};
+use super::source::{DiskSource, Place};
 
 /// How long a machine that has stopped may keep an image.
 const LET_GO_TIME_MAX: Duration = Duration::from_secs(2);
 const LET_GO_LOOK: Duration = Duration::from_millis(10);
-const ZERO_BLOCK_BYTES: usize = 256 << 10;
 
 /// How an image is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +67,23 @@ pub enum OpenImageError {
         /// Its size in bytes.
         size: u64,
     },
+    /// Nobody said what it is, and it does not look raw.
+    #[error("disk image {path} looks like {kind}, and nobody said that it is: {}", advice(kind))]
+    Ambiguous {
+        /// The file.
+        path: String,
+        /// What it looks like.
+        kind: &'static str,
+    },
+    /// It cannot be used as a qcow2 image.
+    #[error("cannot open disk image {path} as qcow2")]
+    Qcow2 {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: OpenQcow2Error,
+    },
     /// Another process has it open for writing.
     #[error("disk image {path} is in use by another process on this host")]
     InUse {
@@ -74,43 +95,134 @@ pub enum OpenImageError {
 /// An open image.
 #[derive(Debug)]
 pub struct Image {
-    file: File,
+    backend: Backend,
     path: PathBuf,
     /// In bytes; changes when the disk is resized.
     size: AtomicU64,
     readonly: bool,
-    /// Whether holes can be punched, as far as is known.
-    can_punch: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Raw(RawImage),
+    Qcow2(Box<Qcow2Image>),
+}
+
+/// Opens a file or a block device, and nothing else: a path that is no file (a FIFO, say) is found out before open could
+/// wait for its other end.
+pub(super) fn open_file(path: &Path, is_writable: bool) -> Result<File, OpenImageError> {
+    let io =
+        |source| OpenImageError::Io { action: "open", path: path.display().to_string(), source };
+    let kind = std::fs::metadata(path).map_err(io)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(OpenImageError::NotADisk { path: path.display().to_string() });
+    }
+    OpenOptions::new().read(true).write(is_writable).open(path).map_err(io)
+}
+
+/// Takes the file for this process alone.
+fn lock(file: &File, path: &Path) -> Result<(), OpenImageError> {
+    let path = || path.display().to_string();
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(OpenImageError::InUse { path: path() }),
+        Err(e) => Err(OpenImageError::Io { action: "lock", path: path(), source: e.into() }),
+    }
 }
 
 impl Image {
-    /// Opens and checks `path`.
+    /// Opens and checks `source`.
     ///
     /// # Errors
     /// See [`OpenImageError`].
-    pub fn open(path: &Path, mode: OpenMode) -> Result<Self, OpenImageError> {
-        let name = || path.display().to_string();
-        let io = |action| move |source| OpenImageError::Io { action, path: name(), source };
-        let readonly = mode == OpenMode::ReadOnly;
-        // A path that is no file (a FIFO, say) is found out before open could wait for its other end.
-        let kind = std::fs::metadata(path).map_err(io("open"))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(OpenImageError::NotADisk { path: name() });
+    pub fn open(source: impl Into<DiskSource>, mode: OpenMode) -> Result<Self, OpenImageError> {
+        Self::open_source(&source.into(), mode)
+    }
+
+    fn open_source(source: &DiskSource, mode: OpenMode) -> Result<Self, OpenImageError> {
+        let Place::File(path) = &source.place;
+        let file = open_file(path, mode != OpenMode::ReadOnly)?;
+        if mode == OpenMode::Exclusive {
+            lock(&file, path)?;
         }
-        let file = OpenOptions::new().read(true).write(!readonly).open(path).map_err(io("open"))?;
-        let size = size_of(&file).map_err(io("find the size of"))?;
+        let name = || path.display().to_string();
+        let format = match source.format {
+            Some(format) => format,
+            None => {
+                let mut start = [0; LOOK_BYTES];
+                let len = file.read_at(&mut start, 0);
+                let len = len.map_err(|source| OpenImageError::Io {
+                    action: "read",
+                    path: name(),
+                    source,
+                })?;
+                if let Some(kind) = looks_like(&start[..len]) {
+                    return Err(OpenImageError::Ambiguous { path: name(), kind });
+                }
+                DiskFormat::Raw
+            }
+        };
+        Self::from_file(file, path, format, source.has_backing, mode == OpenMode::ReadOnly)
+    }
+
+    /// The image that the open file has.
+    fn from_file(
+        file: File,
+        path: &Path,
+        format: DiskFormat,
+        has_backing: bool,
+        readonly: bool,
+    ) -> Result<Self, OpenImageError> {
+        let name = || path.display().to_string();
+        let (backend, size) = match format {
+            DiskFormat::Raw => {
+                let io = |source| OpenImageError::Io {
+                    action: "find the size of",
+                    path: name(),
+                    source,
+                };
+                let size = size_of(&file).map_err(io)?;
+                (Backend::Raw(RawImage::new(file)), size)
+            }
+            DiskFormat::Qcow2 => {
+                let image = Qcow2Image::open(file, path, !readonly, has_backing);
+                let image =
+                    image.map_err(|source| OpenImageError::Qcow2 { path: name(), source })?;
+                let size = image.size();
+                (Backend::Qcow2(Box::new(image)), size)
+            }
+        };
         if size == 0 || !size.is_multiple_of(512) {
             return Err(OpenImageError::BadSize { path: name(), size });
         }
-        if mode == OpenMode::Exclusive {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(OpenImageError::InUse { path: name() }),
-                Err(e) => return Err(io("lock")(e.into())),
+        Ok(Self { backend, path: path.to_owned(), size: AtomicU64::new(size), readonly })
+    }
+
+    /// Makes `file`, which is open for reads and writes at `path`, an image of `size` bytes that reads as zeroes. What it
+    /// held is lost.
+    ///
+    /// # Errors
+    /// See [`OpenImageError`].
+    pub fn format(
+        file: File,
+        path: &Path,
+        format: DiskFormat,
+        size: u64,
+    ) -> Result<Self, OpenImageError> {
+        let name = || path.display().to_string();
+        if size == 0 || !size.is_multiple_of(512) {
+            return Err(OpenImageError::BadSize { path: name(), size });
+        }
+        let io = |action| move |source| OpenImageError::Io { action, path: name(), source };
+        file.set_len(0).map_err(io("truncate"))?;
+        match format {
+            DiskFormat::Raw => file.set_len(size).map_err(io("extend"))?,
+            DiskFormat::Qcow2 => {
+                let twin = file.try_clone().map_err(io("open"))?;
+                Qcow2Image::format(twin, path, size).map_err(io("format"))?;
             }
         }
-        let (size, can_punch) = (AtomicU64::new(size), AtomicBool::new(true));
-        Ok(Self { file, path: path.to_owned(), size, readonly, can_punch })
+        Self::from_file(file, path, format, false, false)
     }
 
     /// As [`Self::open`], for who may have used the image a moment ago: threads of a machine that has stopped let it go as
@@ -118,10 +230,13 @@ impl Image {
     ///
     /// # Errors
     /// See [`OpenImageError`].
-    pub fn open_again(path: &Path, mode: OpenMode) -> Result<Self, OpenImageError> {
-        let start = Instant::now();
+    pub fn open_again(
+        source: impl Into<DiskSource>,
+        mode: OpenMode,
+    ) -> Result<Self, OpenImageError> {
+        let (source, start) = (source.into(), Instant::now());
         loop {
-            match Self::open(path, mode) {
+            match Self::open_source(&source, mode) {
                 Err(OpenImageError::InUse { .. }) if start.elapsed() < LET_GO_TIME_MAX => {
                     std::thread::sleep(LET_GO_LOOK);
                 }
@@ -140,7 +255,10 @@ impl Image {
     /// Who uses it checks ranges with [`Self::size`], and writes with [`Self::check_write`].
     #[must_use]
     pub fn raw_file(&self) -> Option<&File> {
-        Some(&self.file)
+        match &self.backend {
+            Backend::Raw(raw) => Some(&raw.file),
+            Backend::Qcow2(_) => None,
+        }
     }
 
     /// Makes the disk bigger or smaller. What is new reads as zeroes.
@@ -157,10 +275,14 @@ impl Image {
         if size == 0 || !size.is_multiple_of(512) {
             return fail(&format!("{size} bytes make no disk: it has a multiple of 512"));
         }
-        if self.is_device() {
-            return fail(&"it is a device, which is resized where it is made");
-        }
-        if let Err(e) = self.file.set_len(size).and_then(|()| self.file.sync_all()) {
+        let resized = match &self.backend {
+            Backend::Raw(_) if self.is_device() => {
+                return fail(&"it is a device, which is resized where it is made");
+            }
+            Backend::Raw(raw) => raw.file.set_len(size).and_then(|()| raw.file.sync_all()),
+            Backend::Qcow2(qcow2) => qcow2.resize(size),
+        };
+        if let Err(e) = resized {
             return fail(&e);
         }
         self.size.store(size, Ordering::Release);
@@ -173,8 +295,12 @@ impl Image {
     /// One line: it has no size now that makes a disk, or the system refused. The disk then keeps the size that it had.
     pub fn refresh_size(&self) -> Result<u64, String> {
         let path = self.path.display();
-        let size = size_of(&self.file)
-            .map_err(|e| format!("cannot find the size of disk image {path}: {e}"))?;
+        let size = match &self.backend {
+            Backend::Raw(raw) => size_of(&raw.file)
+                .map_err(|e| format!("cannot find the size of disk image {path}: {e}"))?,
+            // Nobody else can change it.
+            Backend::Qcow2(_) => self.size(),
+        };
         if size == 0 || !size.is_multiple_of(512) {
             return Err(OpenImageError::BadSize { path: path.to_string(), size }.to_string());
         }
@@ -190,10 +316,13 @@ impl Image {
 
     /// What the system knows of its file.
     pub(crate) fn metadata(&self) -> io::Result<std::fs::Metadata> {
-        self.file.metadata()
+        match self.raw_file() {
+            Some(file) => file.metadata(),
+            None => std::fs::metadata(&self.path),
+        }
     }
 
-    /// Whether it is a block device, which keeps its contents where others may use them.
+    /// Whether it keeps its contents where others may use them, and so is written over rather than replaced: a block device.
     pub(crate) fn is_device(&self) -> bool {
         self.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
     }
@@ -216,70 +345,71 @@ impl Image {
         self.check("write", offset, len)
     }
 
-    pub(super) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, String> {
+    /// Reads a range.
+    ///
+    /// # Errors
+    /// One line that names the image.
+    pub fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, String> {
         self.check("read", offset, len as u64)?;
         let mut data = vec![0; len];
-        self.file.read_exact_at(&mut data, offset).map_err(|e| self.fail("read", offset, &e))?;
+        let read = match &self.backend {
+            Backend::Raw(raw) => raw.file.read_exact_at(&mut data, offset),
+            Backend::Qcow2(qcow2) => qcow2.read(&mut data, offset),
+        };
+        read.map_err(|e| self.fail("read", offset, &e))?;
         Ok(data)
     }
 
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
+    /// Writes a range.
+    ///
+    /// # Errors
+    /// One line that names the image.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
         self.check_write(offset, data.len() as u64)?;
-        self.file.write_all_at(data, offset).map_err(|e| self.fail("write", offset, &e))
+        let written = match &self.backend {
+            Backend::Raw(raw) => raw.file.write_all_at(data, offset),
+            Backend::Qcow2(qcow2) => qcow2.write(data, offset),
+        };
+        written.map_err(|e| self.fail("write", offset, &e))
     }
 
-    pub(crate) fn flush(&self) -> Result<(), String> {
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// One line that names the image.
+    pub fn flush(&self) -> Result<(), String> {
         if self.readonly {
             return Ok(());
         }
-        self.file.sync_data().map_err(|e| self.fail("flush", 0, &e))
+        let flushed = match &self.backend {
+            Backend::Raw(raw) => raw.file.sync_data(),
+            Backend::Qcow2(qcow2) => qcow2.flush(),
+        };
+        flushed.map_err(|e| self.fail("flush", 0, &e))
     }
 
-    /// Makes the range read as zeroes, by a hole where the file system has holes.
-    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), String> {
+    /// Makes the range read as zeroes, and takes no room for it where that can be.
+    ///
+    /// # Errors
+    /// One line that names the image.
+    pub fn zero(&self, offset: u64, len: u64) -> Result<(), String> {
         self.check_write(offset, len)?;
         if len == 0 {
             return Ok(());
         }
-        if self.can_punch.load(Ordering::Relaxed) {
-            match punch_hole(&self.file, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    self.can_punch.store(false, Ordering::Relaxed);
-                }
-                // Other refusals (alignment, quota) concern this range only.
-                Err(_) => {}
-            }
-        }
-        write_zeroes(&self.file, offset, len).map_err(|e| self.fail("zero", offset, &e))
+        let zeroed = match &self.backend {
+            Backend::Raw(raw) => raw.zero(offset, len),
+            Backend::Qcow2(qcow2) => qcow2.zero(offset, len),
+        };
+        zeroed.map_err(|e| self.fail("zero", offset, &e))
     }
 
-    /// Where the next data is, at `offset` or behind; none when there are only holes up to the end.
-    pub(super) fn next_data(&self, offset: u64) -> Option<u64> {
-        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(data) => Some(data),
-            Err(Errno::NXIO) => None,
-            // File systems without holes have data everywhere.
-            Err(_) => Some(offset),
+    /// Where the next data is, at `offset` or behind; none when everything up to the end reads as zeroes.
+    #[must_use]
+    pub fn next_data(&self, offset: u64) -> Option<u64> {
+        match &self.backend {
+            Backend::Raw(raw) => raw.next_data(offset),
+            Backend::Qcow2(qcow2) => qcow2.next_data(offset),
         }
     }
-}
-
-fn size_of(file: &File) -> io::Result<u64> {
-    Ok(rustix::fs::seek(file, SeekFrom::End(0))?)
-}
-
-pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<(), Errno> {
-    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
-}
-
-pub(crate) fn write_zeroes(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    let zeroes = vec![0; ZERO_BLOCK_BYTES];
-    let mut done = 0;
-    while done < len {
-        let n = (len - done).min(ZERO_BLOCK_BYTES as u64);
-        file.write_all_at(&zeroes[..usize::try_from(n).unwrap_or(0)], offset + done)?;
-        done += n;
-    }
-    Ok(())
 }

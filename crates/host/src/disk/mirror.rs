@@ -10,14 +10,15 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::copy::{CHUNK_BYTES, CopyItem};
-use super::image::{punch_hole, write_zeroes};
+use super::{DiskFormat, Image};
+use crate::one_line::one_line;
 
 /// Why a mirror is not written.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,9 @@ pub enum MirrorError {
         /// The disk's size.
         size: u64,
     },
+    /// The image cannot be made or written.
+    #[error("{0}")]
+    Image(String),
     /// The sender gave up.
     #[error("the sender gave up the copy: {reason}")]
     Failed {
@@ -67,6 +71,8 @@ pub enum MirrorError {
 #[derive(Debug)]
 pub struct MirrorWriter {
     file: File,
+    /// What the file holds.
+    image: Image,
     partial: PathBuf,
     target: PathBuf,
     size: u64,
@@ -74,11 +80,19 @@ pub struct MirrorWriter {
 }
 
 impl MirrorWriter {
-    /// Creates `TARGET.partial` as an empty sparse file of `size` bytes.
+    /// Creates `TARGET.partial` as an empty sparse raw image of `size` bytes.
     ///
     /// # Errors
     /// See [`MirrorError`].
     pub fn create(target: &Path, size: u64) -> Result<Self, MirrorError> {
+        Self::create_as(target, DiskFormat::Raw, size)
+    }
+
+    /// Creates `TARGET.partial` as an empty image of `size` bytes.
+    ///
+    /// # Errors
+    /// See [`MirrorError`].
+    pub fn create_as(target: &Path, format: DiskFormat, size: u64) -> Result<Self, MirrorError> {
         if size == 0 || !size.is_multiple_of(512) {
             return Err(MirrorError::BadSize { size });
         }
@@ -102,10 +116,10 @@ impl MirrorWriter {
         if here != Some(ours) {
             return Err(MirrorError::Busy { path: partial.display().to_string() });
         }
-        let writer = Self { file, partial, target: target.to_owned(), size, is_finished: false };
-        writer.file.set_len(0).map_err(|e| writer.error("truncate", e))?;
-        writer.file.set_len(size).map_err(|e| writer.error("extend", e))?;
-        Ok(writer)
+        let twin = file.try_clone().map_err(|e| fail("open", e))?;
+        let image = Image::format(twin, &partial, format, size)
+            .map_err(|e| MirrorError::Image(one_line(&e)))?;
+        Ok(Self { file, image, partial, target: target.to_owned(), size, is_finished: false })
     }
 
     /// Applies an item. True when it was the end: then [`Self::finish`] is due.
@@ -130,7 +144,7 @@ impl MirrorWriter {
         if len == 0 || data.len() as u64 != len {
             return Err(MirrorError::BadChunk { index, len: data.len(), size: self.size });
         }
-        self.file.write_all_at(data, offset).map_err(|e| self.error("write", e))
+        self.image.write(offset, data).map_err(MirrorError::Image)
     }
 
     /// Makes a chunk all zero.
@@ -140,10 +154,7 @@ impl MirrorWriter {
     pub fn zero_chunk(&mut self, index: u64) -> Result<(), MirrorError> {
         let bad = MirrorError::BadChunk { index, len: 0, size: self.size };
         let (offset, len) = self.range(index).ok_or(bad)?;
-        if punch_hole(&self.file, offset, len).is_ok() {
-            return Ok(());
-        }
-        write_zeroes(&self.file, offset, len).map_err(|e| self.error("zero", e))
+        self.image.zero(offset, len).map_err(MirrorError::Image)
     }
 
     /// Gives the copy owner and permissions of the file that it replaces.
@@ -166,6 +177,7 @@ impl MirrorWriter {
     /// # Errors
     /// The system refused.
     pub fn sync(&self) -> Result<(), MirrorError> {
+        self.image.flush().map_err(MirrorError::Image)?;
         self.file.sync_all().map_err(|e| self.error("sync", e))
     }
 
@@ -174,7 +186,7 @@ impl MirrorWriter {
     /// # Errors
     /// The system refused; nothing has the final name then but what had it before.
     pub fn finish(mut self) -> Result<PathBuf, MirrorError> {
-        self.file.sync_all().map_err(|e| self.error("sync", e))?;
+        self.sync()?;
         fs::rename(&self.partial, &self.target).map_err(|e| self.error("rename", e))?;
         self.is_finished = true;
         let parent = self.target.parent().filter(|p| !p.as_os_str().is_empty());

@@ -1,4 +1,4 @@
-//! Raw disk images: requests are carried out strictly in the order of submission, by one thread for each disk.
+//! Disks: requests are carried out strictly in the order of submission, by one thread for each disk.
 //!
 //! # Place
 //! The run loop opens an [`Image`], starts a [`DiskHandle`] and submits requests; completions come back through the
@@ -16,9 +16,13 @@
 
 mod changes;
 pub mod copy;
+mod format;
 mod image;
 pub mod mirror;
+pub mod qcow2;
 mod queue;
+mod raw;
+mod source;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,9 +33,11 @@ use machine::io::{BlkOp, BlkStatus};
 use self::changes::Changes;
 pub use self::changes::OPENED;
 use self::copy::{ChunkSink, Copier, CopyProgress, Step};
-pub(crate) use self::image::write_zeroes;
+pub use self::format::{DiskFormat, looks_like};
 pub use self::image::{Image, OpenImageError, OpenMode};
 use self::queue::Queue;
+pub(crate) use self::raw::write_zeroes;
+pub use self::source::{DiskSource, Place};
 
 /// Most requests waiting for one disk; a submission waits beyond that.
 pub const REQUESTS_MAX: usize = 1024;

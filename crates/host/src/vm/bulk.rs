@@ -301,7 +301,8 @@ impl Builder {
         for (section, &size) in definition.config.disks.iter().zip(disk_sizes) {
             if section.mode == DiskMode::Mirrored {
                 mirrors.push(Some(
-                    MirrorWriter::create(&section.path, size).map_err(|e| one_line(&e))?,
+                    MirrorWriter::create_as(&section.path, section.image_format(), size)
+                        .map_err(|e| one_line(&e))?,
                 ));
                 disks_pending += 1;
             } else {

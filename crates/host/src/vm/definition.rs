@@ -11,8 +11,8 @@ use super::origin::Origin;
 use super::ports::Ports;
 use super::shared::Shared;
 use super::vcpu::{DiskPort, Disks, Mail};
-use crate::config::{DiskMode, Drawn, VmConfig};
-use crate::disk::{DiskHandle, Image, OpenMode};
+use crate::config::{DiskMode, DiskSection, Drawn, VmConfig};
+use crate::disk::{DiskHandle, DiskSource, Image, OpenMode};
 use crate::one_line::one_line;
 use crate::recording::RecordOptions;
 
@@ -59,16 +59,18 @@ impl Definition {
         Duration::from_millis(u64::from(self.config.protection.digest_interval_ms))
     }
 
-    fn open_image(&self, index: usize, mode: OpenMode) -> Result<Image, String> {
-        let path = &self.config.disks[index].path;
-        Image::open_again(path, mode)
+    fn open_image(&self, source: &DiskSource, mode: OpenMode) -> Result<Image, String> {
+        Image::open_again(source, mode)
             .map_err(|e| format!("VM {}: {}", self.config.name, one_line(&e)))
     }
 
-    /// Sizes of the disks in bytes.
+    /// Sizes of the disks in bytes. Looks at what they are, where that was not said: no guest has run yet that could have
+    /// written what is found.
     pub(crate) fn disk_sizes(&self) -> Result<Vec<u64>, String> {
-        let size = |i| self.open_image(i, OpenMode::ReadOnly).map(|image| image.size());
-        (0..self.config.disks.len()).map(size).collect()
+        let size = |disk: &DiskSection| {
+            self.open_image(&disk.source(), OpenMode::ReadOnly).map(|image| image.size())
+        };
+        self.config.disks.iter().map(size).collect()
     }
 
     /// What a machine at power-on is made of.
@@ -87,7 +89,7 @@ impl Definition {
                 (false, DiskMode::Mirrored) => OpenMode::Exclusive,
                 (false, DiskMode::Shared) => OpenMode::Shared,
             };
-            let image = self.open_image(index, mode)?;
+            let image = self.open_image(&section.source().settled(), mode)?;
             let weak = Arc::downgrade(shared);
             let dev = u8::try_from(index).map_err(|_| "too many disks".to_owned())?;
             let handle = DiskHandle::start(dev, image, move |done| {

@@ -297,7 +297,7 @@ fn stage_all(
     let mut staged = Vec::new();
     for (dev, (section, disk)) in (0u8..).zip(sections) {
         if disk.readonly {
-            let image = Image::open(&section.path, OpenMode::ReadOnly);
+            let image = Image::open(section.source().settled(), OpenMode::ReadOnly);
             let size = image.map_err(|e| RestoreError::Failed(one_line(&e)))?.size();
             if size != disk.size {
                 let path = section.path.display();
@@ -313,25 +313,26 @@ fn stage_all(
             DiskMode::Mirrored => OpenMode::Exclusive,
             DiskMode::Shared => OpenMode::Shared,
         };
-        let present = match Image::open_again(&section.path, mode) {
+        let present = match Image::open_again(section.source().settled(), mode) {
             Ok(image) => Some(image),
             // There is none, or one that is no disk any more.
             Err(OpenImageError::BadSize { .. }) => None,
             Err(_) if !is_present(&section.path) => None,
             Err(e) => return Err(RestoreError::Failed(one_line(&e))),
         };
-        staged.push(Some(stage(&section.path, disk.size, present, dev, chain)?));
+        staged.push(Some(stage(section, disk.size, present, dev, chain)?));
     }
     Ok(staged)
 }
 
 fn stage(
-    path: &Path,
+    section: &DiskSection,
     size: u64,
     present: Option<Image>,
     dev: u8,
     chain: &[PathBuf],
 ) -> Result<StagedDisk, RestoreError> {
+    let path = &section.path;
     match present {
         Some(image) if image.is_device() => {
             if image.size() != size {
@@ -344,7 +345,7 @@ fn stage(
         present => {
             // A link keeps leading to the file.
             let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-            let writer = MirrorWriter::create(&path, size);
+            let writer = MirrorWriter::create_as(&path, section.image_format(), size);
             let writer = writer.map_err(|e| RestoreError::Failed(one_line(&e)))?;
             if let Some(replaced) = present.as_ref().and_then(|image| image.metadata().ok()) {
                 let given = writer.belong_as(&replaced);

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use host::config::{DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig};
+use host::config::{DiskSection, NetSection, ProtectionSection, VmConfig};
+use host::disk::DiskFormat;
 use host::one_line::one_line;
 use host::recording::{
     DiskExtract, Extract, Player, RecordingDir, RecordingInfo, ReplayEnd, ReplayOptions, Replayed,
@@ -126,7 +127,8 @@ fn go_on(args: &ReplayArgs, recording: &RecordingDir, player: Player) -> anyhow:
     let disk = |(dev, disk): (usize, &machine::config::DiskConfig)| {
         let out = args.disk_out.iter().find(|(out, _)| usize::from(*out) == dev);
         let path = out.map_or_else(PathBuf::new, |(_, path)| path.clone());
-        DiskSection { path, mode: DiskMode::Mirrored, readonly: disk.readonly }
+        let format = Some(DiskFormat::Raw);
+        DiskSection { path, format, readonly: disk.readonly, ..DiskSection::default() }
     };
     let config = VmConfig {
         name: recording.about().map_or("vm", |about| &about.vm).to_owned(),

@@ -10,7 +10,7 @@ use clap::Args;
 use host::arbiter::memory::MemoryArbiter;
 use host::channel::Secret;
 use host::config::{
-    ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
+    ArbiterSection, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::recording::{About, RecordLimit, RecordOptions, parse_duration, start};
@@ -47,7 +47,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     u_boot: Option<PathBuf>,
     /// A disk; may be given several times.
-    #[arg(long, value_name = "path=FILE[,readonly]", value_parser = parse_disk)]
+    #[arg(long, value_name = "path=FILE[,format=raw|qcow2][,backing=on][,readonly]", value_parser = parse_disk)]
     disk: Vec<DiskSection>,
     /// A network device; may be given several times.
     #[arg(long, value_name = "bridge=NAME|tap=NAME[,mac=MAC]", value_parser = parse_net)]
@@ -86,14 +86,18 @@ fn pairs(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
 }
 
 fn parse_disk(text: &str) -> Result<DiskSection, String> {
-    let mut disk = DiskSection { path: PathBuf::new(), mode: DiskMode::Mirrored, readonly: false };
+    let mut disk = DiskSection::default();
     for pair in pairs(text) {
         match pair {
             ("path", Some(path)) => disk.path = path.into(),
             ("readonly", None | Some("on")) => disk.readonly = true,
-            ("readonly", Some("off")) | ("format", Some("raw")) => {}
+            ("readonly" | "backing", Some("off")) => {}
+            ("format", Some(format)) => disk.format = Some(format.parse()?),
+            ("backing", Some("on")) => disk.backing = true,
             (key, _) => {
-                return Err(format!("unknown part {key:?}: a disk is path=FILE[,readonly]"));
+                return Err(format!(
+                    "unknown part {key:?}: a disk is path=FILE[,format=raw|qcow2][,backing=on][,readonly]"
+                ));
             }
         }
     }
