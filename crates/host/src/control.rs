@@ -326,6 +326,9 @@ pub struct VmStatus {
     /// The engine that runs this host's replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// How the last fencing of another host went, as one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<String>,
 }
 
 /// What the daemon does with requests; called on the connections' threads.
@@ -618,6 +621,7 @@ mod tests {
             progress: None,
             protect_pause_us: None,
             engine: Some("jit".into()),
+            fenced: None,
         }
     }
 

@@ -100,6 +100,7 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
         state_dir: config.state_dir,
         detection_ms: config.detection_ms,
         engine: config.engine,
+        fence: config.fence,
         is_terminal: false,
     });
     let daemon = Arc::new(Daemon::new(env));

@@ -6,6 +6,7 @@
 //! # Failure
 //! [`ConfigError`] names the file, the line where there is one, and what is wrong.
 
+mod fence;
 mod firmware;
 mod size;
 mod vm;
@@ -18,6 +19,7 @@ use machine::engine::EngineKind;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 
+pub use self::fence::{FenceAction, FenceHost, FenceMethod, FenceSection};
 pub use self::size::{parse_size, render_size};
 pub use self::vm::{
     DiskMode, DiskSection, Drawn, NetSection, ProtectionSection, VmConfig, stable_mac,
@@ -81,6 +83,9 @@ pub struct HostConfig {
     /// The engine that runs machines here: `interpreter` or `jit`; the fastest that this host can have when absent.
     #[serde(default, deserialize_with = "engine_by_name")]
     pub engine: Option<EngineKind>,
+    /// How another host is kept from writing to shared disks.
+    #[serde(default)]
+    pub fence: FenceSection,
 }
 
 fn engine_by_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EngineKind>, D::Error> {
@@ -138,6 +143,7 @@ impl HostConfig {
                 return Err(problem("arbiter", "etcd needs at least one endpoint".to_owned()));
             }
         }
+        self.fence.check(&self.peers)?;
         check_detection(self.detection_ms)
     }
 }

@@ -59,6 +59,55 @@ fn host_configuration_with_defaults() {
 }
 
 #[test]
+fn fencing_by_host_before_the_one_for_all() {
+    let text = format!(
+        "{HOST}\n[fence]\ncommand = \"cut $UNDERSTUDY_HOST\"\ntimeout_s = 20\n[fence.host.beta]\nagent = \"fence_ipmilan\"\n\
+         action = \"off\"\noptions = {{ ip = \"10.0.9.2\", lanplus = true, ipport = 623 }}\n"
+    );
+    let fence = host(&text).unwrap().fence;
+    assert_eq!(fence.timeout().as_secs(), 20);
+    assert_eq!((fence.attempts, fence.grace().as_millis()), (3, 300));
+    let command = FenceMethod::Command("cut $UNDERSTUDY_HOST".to_owned());
+    assert_eq!(fence.method("gamma"), Some(command));
+    let Some(FenceMethod::Agent { agent, options, action }) = fence.method("beta") else {
+        panic!("{fence:?}");
+    };
+    assert_eq!((agent.as_str(), action), ("fence_ipmilan", FenceAction::Off));
+    let lines: Vec<String> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(lines, ["ip=10.0.9.2", "ipport=623", "lanplus=1"]);
+    assert!(host(HOST).unwrap().fence.is_empty());
+    for (wrong, what) in [
+        ("timeout_s = 0", "timeout_s is 0"),
+        ("host = { gamma = { command = \"x\" } }", "no such peer"),
+        ("host = { beta = { } }", "either a command or an agent"),
+        ("host = { beta = { command = \"x\", agent = \"y\" } }", "either a command or an agent"),
+        ("host = { beta = { agent = \"y\", options = { action = \"on\" } } }", "a key of its own"),
+        ("host = { beta = { agent = \"y\", options = { \"a=b\" = \"on\" } } }", "not of one line"),
+        ("host = { beta = { command = \"y\", options = { a = 1 } } }", "options are for an agent"),
+    ] {
+        let error = host(&format!("{HOST}\n[fence]\n{wrong}\n")).unwrap_err();
+        assert!(error.contains(what) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn shared_images_have_lock_files() {
+    let shared = "[[disk]]\npath = \"data.img\"\nmode = \"shared\"\n";
+    let config = vm(&format!("{VM}\n{shared}")).unwrap();
+    let locks: Vec<bool> = config.disks.iter().map(DiskSection::is_locked).collect();
+    assert_eq!(locks, [false, false, true]);
+    assert_eq!(config.disks[2].lock_path(), Path::new("/vms/data.img.lock"));
+    let given = vm(&format!("{VM}\n{shared}lock = \"locks/data\"\n")).unwrap();
+    assert_eq!(given.disks[2].lock_path(), Path::new("/vms/locks/data"));
+    let device = format!("{VM}\n[[disk]]\npath = \"/dev/san\"\nmode = \"shared\"\n");
+    let refused = vm(&device).unwrap_err();
+    assert!(refused.contains("give the disk lock = \"PATH\""), "{refused}");
+    vm(&format!("{device}lock = \"/mnt/locks/san\"\n")).unwrap();
+    let mirrored = format!("{VM}\n[[disk]]\npath = \"x\"\nlock = \"y\"\n");
+    assert!(vm(&mirrored).unwrap_err().contains("lock is for disks with mode"));
+}
+
+#[test]
 fn mistakes_are_one_line_with_file_and_line() {
     let cases = [
         (HOST.replace("listen", "listne"), "host.toml:3: unknown field `listne`"),

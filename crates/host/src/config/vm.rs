@@ -12,6 +12,7 @@ use super::{
     ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware, parse_size,
     parse_toml, problem, read_text,
 };
+use crate::disk::lock::default_path;
 use crate::disk::{DiskFormat, DiskSource};
 use crate::name::check_name;
 use crate::recording::parse_duration;
@@ -53,6 +54,43 @@ pub struct DiskSection {
     /// Whether the guest may only read.
     #[serde(default)]
     pub readonly: bool,
+    /// The lock file of a shared image: beside a file that is one, when absent.
+    pub lock: Option<PathBuf>,
+}
+
+impl DiskSection {
+    /// Whether other hosts write to the same image, so that it takes a lock to do so.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.mode == DiskMode::Shared && !self.readonly
+    }
+
+    /// The lock file of a shared image.
+    #[must_use]
+    pub fn lock_path(&self) -> PathBuf {
+        self.lock.clone().unwrap_or_else(|| default_path(&self.path))
+    }
+
+    fn check_lock(&self) -> Result<(), Problem> {
+        if self.lock.is_some() && !self.is_locked() {
+            let text = "lock is for disks with mode = \"shared\" that are not readonly";
+            return Err(problem("lock", text.to_owned()));
+        }
+        let has_no_file = self.path.starts_with("/dev") || is_url(&self.path);
+        if self.is_locked() && self.lock.is_none() && has_no_file {
+            let text = format!(
+                "{} is no file that a lock file could be beside: give the disk lock = \"PATH\", on a file system that \
+                 all hosts share",
+                self.path.display()
+            );
+            return Err(problem("path", text));
+        }
+        Ok(())
+    }
+}
+
+fn is_url(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.contains("://") || text.starts_with("nbd:"))
 }
 
 impl DiskSection {
@@ -77,7 +115,7 @@ impl DiskSection {
         if self.backing && !is_qcow2 {
             return Err(problem("backing", "backing is for format = \"qcow2\"".to_owned()));
         }
-        Ok(())
+        self.check_lock()
     }
 }
 
@@ -210,7 +248,8 @@ impl VmConfig {
         let mut config: Self = parse_toml(text, file)?;
         config.find_problem().map_err(|problem| at(text, file, problem))?;
         let boot = [&mut config.kernel, &mut config.initrd, &mut config.bios, &mut config.u_boot];
-        let disks = config.disks.iter_mut().map(|d| &mut d.path);
+        let disks =
+            config.disks.iter_mut().flat_map(|d| [&mut d.path].into_iter().chain(&mut d.lock));
         for path in boot.into_iter().flatten().chain(disks) {
             *path = base.join(&*path);
         }

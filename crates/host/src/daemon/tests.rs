@@ -1,9 +1,10 @@
 //! Several hosts in one process, over loopback, with a small guest on the bare machine.
 
+mod shared;
 mod snapshots;
 
 use super::*;
-use crate::config::ArbiterSection;
+use crate::config::{ArbiterSection, FenceSection};
 use crate::control::Detail;
 use crate::divergence::report::reports;
 use crate::divergence::{self, Cause, Part, Report, Side};
@@ -92,6 +93,10 @@ struct Lab {
 }
 
 fn lab(names: &[&str], secrets: &[&str]) -> Lab {
+    lab_with(names, secrets, &FenceSection::default())
+}
+
+fn lab_with(names: &[&str], secrets: &[&str], fence: &FenceSection) -> Lab {
     let dir = tempfile::tempdir().unwrap();
     let secret = |i: usize| Secret::new(secrets[i % secrets.len()].as_bytes()).unwrap();
     let listeners: Vec<_> = names
@@ -115,6 +120,7 @@ fn lab(names: &[&str], secrets: &[&str]) -> Lab {
             state_dir,
             detection_ms: 1000,
             engine: None,
+            fence: fence.clone(),
             is_terminal: false,
         };
         let daemon = Arc::new(Daemon::new(Arc::new(env)));

@@ -11,15 +11,17 @@
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{Advice, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::format::{DiskFormat, LOOK_BYTES, advice, looks_like};
+use super::lock::ImageLock;
 use super::qcow2::{OpenQcow2Error, Qcow2Image};
 use super::raw::{RawImage, size_of};
 use super::source::{DiskSource, Place};
@@ -35,7 +37,8 @@ pub enum OpenMode {
     ReadOnly,
     /// Reads and writes; nobody else on this host may have it open so.
     Exclusive,
-    /// Reads and writes; the image is shared with other hosts, and arbitration says who writes.
+    /// Reads and writes; the image is shared with other hosts, and its lock says who writes (see [`Image::with_lock`]). A
+    /// write that has ended is where the others see it, not in this host's memory.
     Shared,
 }
 
@@ -100,6 +103,8 @@ pub struct Image {
     /// In bytes; changes when the disk is resized.
     size: AtomicU64,
     readonly: bool,
+    /// Says whether a shared image may be written to. The last field: it is let go when the file is closed.
+    lock: Option<Arc<ImageLock>>,
 }
 
 #[derive(Debug)]
@@ -111,13 +116,19 @@ enum Backend {
 /// Opens a file or a block device, and nothing else: a path that is no file (a FIFO, say) is found out before open could
 /// wait for its other end.
 pub(super) fn open_file(path: &Path, is_writable: bool) -> Result<File, OpenImageError> {
+    open_with(path, is_writable, OFlags::empty())
+}
+
+fn open_with(path: &Path, is_writable: bool, flags: OFlags) -> Result<File, OpenImageError> {
     let io =
         |source| OpenImageError::Io { action: "open", path: path.display().to_string(), source };
     let kind = std::fs::metadata(path).map_err(io)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(OpenImageError::NotADisk { path: path.display().to_string() });
     }
-    OpenOptions::new().read(true).write(is_writable).open(path).map_err(io)
+    let mut options = OpenOptions::new();
+    options.read(true).write(is_writable).custom_flags(flags.bits().cast_signed());
+    options.open(path).map_err(io)
 }
 
 /// Takes the file for this process alone.
@@ -141,7 +152,8 @@ impl Image {
 
     fn open_source(source: &DiskSource, mode: OpenMode) -> Result<Self, OpenImageError> {
         let Place::File(path) = &source.place;
-        let file = open_file(path, mode != OpenMode::ReadOnly)?;
+        let through = if mode == OpenMode::Shared { OFlags::DSYNC } else { OFlags::empty() };
+        let file = open_with(path, mode != OpenMode::ReadOnly, through)?;
         if mode == OpenMode::Exclusive {
             lock(&file, path)?;
         }
@@ -195,7 +207,13 @@ impl Image {
         if size == 0 || !size.is_multiple_of(512) {
             return Err(OpenImageError::BadSize { path: name(), size });
         }
-        Ok(Self { backend, path: path.to_owned(), size: AtomicU64::new(size), readonly })
+        Ok(Self {
+            backend,
+            path: path.to_owned(),
+            size: AtomicU64::new(size),
+            readonly,
+            lock: None,
+        })
     }
 
     /// Makes `file`, which is open for reads and writes at `path`, an image of `size` bytes that reads as zeroes. What it
@@ -223,6 +241,25 @@ impl Image {
             }
         }
         Self::from_file(file, path, format, false, false)
+    }
+
+    /// With the lock without which nothing is written to it from now on. The image itself is locked as well: a file system
+    /// that finds out that this host has lost its locks (NFS) then refuses what it writes.
+    ///
+    /// # Errors
+    /// Somebody else uses it.
+    pub fn with_lock(mut self, image_lock: Arc<ImageLock>) -> Result<Self, OpenImageError> {
+        if let Some(file) = self.raw_file() {
+            match lock(file, &self.path) {
+                // Its holder was fenced.
+                Err(OpenImageError::InUse { .. }) if image_lock.was_broken() => {}
+                locked => locked?,
+            }
+            // What this host has in memory may be from the time when it last had the VM.
+            let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+        }
+        self.lock = Some(image_lock);
+        Ok(self)
     }
 
     /// As [`Self::open`], for who may have used the image a moment ago: threads of a machine that has stopped let it go as
@@ -271,6 +308,9 @@ impl Image {
         };
         if self.readonly {
             return fail(&"it is read-only");
+        }
+        if let Some(Err(reason)) = self.lock.as_ref().map(|lock| lock.check()) {
+            return fail(&reason);
         }
         if size == 0 || !size.is_multiple_of(512) {
             return fail(&format!("{size} bytes make no disk: it has a multiple of 512"));
@@ -341,6 +381,9 @@ impl Image {
     pub(super) fn check_write(&self, offset: u64, len: u64) -> Result<(), String> {
         if self.readonly {
             return Err(self.fail("write", offset, &"it is read-only"));
+        }
+        if let Some(lock) = &self.lock {
+            lock.check().map_err(|reason| self.fail("write", offset, &reason))?;
         }
         self.check("write", offset, len)
     }

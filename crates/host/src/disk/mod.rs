@@ -18,6 +18,7 @@ mod changes;
 pub mod copy;
 mod format;
 mod image;
+pub mod lock;
 pub mod mirror;
 pub mod qcow2;
 mod queue;

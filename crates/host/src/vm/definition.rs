@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use machine::config::{BootImages, MachineConfig};
 
 use super::origin::Origin;
+use super::owning::Locks;
 use super::ports::Ports;
 use super::shared::Shared;
 use super::vcpu::{DiskPort, Disks, Mail};
 use crate::config::{DiskMode, DiskSection, Drawn, VmConfig};
+use crate::disk::lock::ImageLock;
 use crate::disk::{DiskHandle, DiskSource, Image, OpenMode};
 use crate::one_line::one_line;
 use crate::recording::RecordOptions;
@@ -79,33 +81,70 @@ impl Definition {
         Ok((config, self.config.boot_images()?))
     }
 
-    /// Opens disks, taps and consoles on this host.
-    pub(crate) fn open(&self, shared: &Arc<Shared>, is_live: bool) -> Result<Disks, String> {
-        let mut disks = Disks::new();
+    /// Opens disks, taps and consoles on this host; with the locks of shared disks, for a machine that is live.
+    pub(crate) fn open(
+        &self,
+        shared: &Arc<Shared>,
+        locks: Option<&Locks>,
+    ) -> Result<Disks, String> {
         let epoch = shared.disk_epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        for (index, section) in self.config.disks.iter().enumerate() {
-            let mode = match (section.readonly, section.mode) {
-                (true, _) => OpenMode::ReadOnly,
-                (false, DiskMode::Mirrored) => OpenMode::Exclusive,
-                (false, DiskMode::Shared) => OpenMode::Shared,
-            };
-            let image = self.open_image(&section.source().settled(), mode)?;
-            let weak = Arc::downgrade(shared);
-            let dev = u8::try_from(index).map_err(|_| "too many disks".to_owned())?;
-            let handle = DiskHandle::start(dev, image, move |done| {
-                if let Some(shared) = weak.upgrade() {
-                    if let Some(error) = &done.error {
-                        shared.lock().last_problem = Some(error.clone());
-                    }
-                    shared.mailbox.post(Mail::DiskDone { epoch, done });
-                }
-            })
-            .map_err(|e| format!("VM {}: cannot start a disk's thread: {e}", self.config.name))?;
-            let is_mirrored = section.mode == DiskMode::Mirrored;
-            disks.push(DiskPort { handle: Arc::new(handle), is_mirrored });
-        }
-        let ports = Ports::open(self, shared, disks.clone(), is_live)?;
+        let open = |index| {
+            let lock = locks.and_then(|locks| locks.get(&index)).cloned();
+            self.open_disk(shared, index, epoch, lock)
+        };
+        let disks = (0..self.config.disks.len()).map(open).collect::<Result<Disks, _>>()?;
+        let ports = Ports::open(self, shared, disks.clone(), locks.is_some())?;
         shared.lock().ports = Some(ports);
         Ok(disks)
+    }
+
+    /// Opens a disk and starts its thread. A shared one is written to by who has its lock.
+    pub(crate) fn open_disk(
+        &self,
+        shared: &Arc<Shared>,
+        index: usize,
+        epoch: u64,
+        lock: Option<Arc<ImageLock>>,
+    ) -> Result<DiskPort, String> {
+        let section = &self.config.disks[index];
+        let mode = match (section.readonly, section.mode) {
+            (true, _) => OpenMode::ReadOnly,
+            (false, DiskMode::Mirrored) => OpenMode::Exclusive,
+            (false, DiskMode::Shared) if lock.is_some() => OpenMode::Shared,
+            (false, DiskMode::Shared) => OpenMode::ReadOnly,
+        };
+        let mut image = self.open_image(&section.source().settled(), mode)?;
+        if let Some(lock) = &lock {
+            if section.lock.is_none() && image.is_device() {
+                // What is beside the name of a device is on this host alone.
+                let path = section.path.display();
+                return Err(format!(
+                    "VM {}: {path} is a block device: give it lock = \"PATH\", on a file system that all hosts share",
+                    self.config.name
+                ));
+            }
+            image = image.with_lock(Arc::clone(lock)).map_err(|e| self.fail(&e))?;
+        }
+        let weak = Arc::downgrade(shared);
+        let theirs = lock.clone();
+        let dev = u8::try_from(index).map_err(|_| "too many disks".to_owned())?;
+        let handle = DiskHandle::start(dev, image, move |done| {
+            let Some(shared) = weak.upgrade() else { return };
+            if let Some(reason) = theirs.as_ref().and_then(|lock| lock.lost()) {
+                // The guest of a machine that has lost its place hears of no error: it will hear nothing any more.
+                return shared.mailbox.post(Mail::Overtaken { epoch, reason: reason.to_owned() });
+            }
+            if let Some(error) = &done.error {
+                shared.lock().last_problem = Some(error.clone());
+            }
+            shared.mailbox.post(Mail::DiskDone { epoch, done });
+        })
+        .map_err(|e| format!("VM {}: cannot start a disk's thread: {e}", self.config.name))?;
+        let is_mirrored = section.mode == DiskMode::Mirrored;
+        Ok(DiskPort { handle: Arc::new(handle), is_mirrored, lock })
+    }
+
+    fn fail(&self, e: &dyn std::error::Error) -> String {
+        format!("VM {}: {}", self.config.name, one_line(e))
     }
 }

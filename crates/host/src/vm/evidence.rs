@@ -318,6 +318,7 @@ mod tests {
             state_dir: state_dir.to_owned(),
             detection_ms: 1000,
             engine: None,
+            fence: crate::config::FenceSection::default(),
             is_terminal: true,
         };
         let config = Config::new(vm_id("vm"), HostId("a".to_owned()), 1);

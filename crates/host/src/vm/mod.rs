@@ -20,6 +20,7 @@ pub mod flight;
 mod mailbox;
 mod origin;
 mod outputs;
+mod owning;
 mod packets;
 mod ports;
 mod primary;
@@ -52,11 +53,12 @@ pub use self::restore::{Created, RestoreError, Target, prepare};
 pub use self::shared::StartOutcome;
 pub use self::snapshots::SnapshotTaken;
 
+use self::owning::Waits;
 use self::shared::{Question, Shared, mono_now, vm_id};
 use self::vcpu::{Mail, Vcpu, tracing};
 use crate::arbiter::{self, Arbiter, CasOutcome};
 use crate::channel::{Link, Received, Secret};
-use crate::config::ArbiterSection;
+use crate::config::{ArbiterSection, FenceSection};
 use crate::console::ConsoleHub;
 use crate::control::{Detail, FailoverTimes, Progress, VmStatus};
 use crate::one_line::one_line;
@@ -85,6 +87,8 @@ pub struct Env {
     pub detection_ms: u32,
     /// The engine that runs machines here; `None`: the fastest that this host can have.
     pub engine: Option<EngineKind>,
+    /// How other hosts are kept from writing to shared disks.
+    pub fence: FenceSection,
     /// Standard error is a terminal that a person looks at, not a log: only what went wrong is told.
     pub is_terminal: bool,
 }
@@ -319,6 +323,13 @@ impl Vm {
             Some(problem) if has_diverged => Some(problem),
             problem => reason.or(problem),
         };
+        // One that may not run yet is not running, whoever won the arbitration.
+        let (detail, reason, remedy) = match inner.waits.clone() {
+            Some(Waits { reason, remedy }) => {
+                (Some(Detail::VmNotRunning), Some(reason), Some(remedy))
+            }
+            None => (detail, reason, remedy),
+        };
         let role = match status.role {
             Role::Primary => crate::control::Role::Primary,
             Role::Secondary | Role::GoingLive => crate::control::Role::Secondary,
@@ -361,6 +372,7 @@ impl Vm {
             progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
             protect_pause_us: (inner.arm_pause_us > 0).then_some(inner.arm_pause_us),
             engine: inner.engine.filter(|_| has_machine).map(|e| e.kind.to_string()),
+            fenced: inner.fenced.clone(),
         }
     }
 
@@ -449,6 +461,14 @@ fn run_arbiter(
             return;
         }
         let (op, answer) = match question {
+            Question::Confirm { answer } => {
+                let found = arbiter.read(&shared.name).map(|r| r.map(from_stored));
+                let reply = found.map_or(ArbiterReply::Unreachable, ArbiterReply::Read);
+                // Who asked may not be waiting any more.
+                drop(answer.send(reply));
+                shared.mailbox.post(Mail::Wake);
+                continue;
+            }
             Question::Read { op } => {
                 let found =
                     arbiter.read(&shared.name).map(|r| ArbiterReply::Read(r.map(from_stored)));

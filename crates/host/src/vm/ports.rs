@@ -76,6 +76,11 @@ impl Ports {
         Ok(ports)
     }
 
+    /// Uses other disks from now on.
+    pub(crate) fn set_disks(&mut self, disks: Disks) {
+        self.disks = disks;
+    }
+
     /// Packets from the taps go to the guest from now on, or do not.
     pub(crate) fn set_live(&self, is_live: bool) {
         self.is_live.store(is_live, Ordering::SeqCst);

@@ -297,6 +297,7 @@ impl Primary {
                     self.hand_over(shared);
                 }
             }
+            Mail::Overtaken { reason, .. } => self.overtaken(shared, reason),
             Mail::PowerOff => self.input(&Input::PowerOff),
             Mail::Snapshot { attempt, link, sender } => {
                 self.end_snapshot();
@@ -322,7 +323,7 @@ impl Primary {
                 self.is_stopped = true;
                 shared.feed(Event::MachineStopped);
             }
-            Mail::Wake => self.is_stopped = false,
+            Mail::Wake => self.is_stopped = self.lost.is_some(),
             // The next step looks for them.
             Mail::Packets => {}
             Mail::Run { .. }
@@ -337,6 +338,18 @@ impl Primary {
             #[cfg(test)]
             Mail::Flip => {}
         }
+    }
+
+    /// The lock of a shared disk is another host's: this machine stops, and nothing of it leaves any more.
+    fn overtaken(&mut self, shared: &Shared, reason: String) {
+        if self.lost.is_some() {
+            return;
+        }
+        tracing(shared, &format!("stops: {reason}"));
+        self.is_stopped = true;
+        shared.lock().last_problem = Some(reason.clone());
+        self.lost = Some(reason);
+        shared.feed(Event::Stop);
     }
 
     /// Keeps guest time with the host's.

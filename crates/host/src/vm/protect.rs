@@ -151,7 +151,11 @@ fn wait_until_taken(
 /// disks a snapshot is not complete.
 fn wait_for_devices(shared: &Shared, job: &ProtectJob) -> Result<(), String> {
     let start = std::time::Instant::now();
-    while shared.lock().ports.is_none() {
+    let is_ready = || {
+        let inner = shared.lock();
+        inner.ports.is_some() && inner.waits.is_none()
+    };
+    while !is_ready() {
         if job.is_abandoned.load(Ordering::SeqCst) || start.elapsed() > DEVICES_TIME_MAX {
             return Err("the machine is not ready".to_owned());
         }

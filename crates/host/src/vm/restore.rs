@@ -208,6 +208,8 @@ fn clone_of(
             None => present.path.with_file_name(format!("{name}-disk{index}.img")),
         };
         disk.insert("path".to_owned(), text(&path)?);
+        // Its own is beside its image.
+        disk.remove("lock");
     }
     for net in tables(&mut table, "net") {
         net.remove("mac");

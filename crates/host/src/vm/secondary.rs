@@ -10,6 +10,7 @@
 //! ends this replica, never the VM.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use super::bulk::Loaded;
 use super::definition::Definition;
 use super::evidence::{Difference, Evidence};
 use super::flight::Flight;
+use super::owning::Locks;
 use super::primary::Primary;
 use super::shared::{Shared, mono_now, unix_ms};
 use super::vcpu::{Completions, Disks, WAIT_MAX, tracing};
@@ -350,6 +352,26 @@ impl Secondary {
             return None;
         };
         Some(Evidence { machine, recorder, seen })
+    }
+
+    /// The VM.
+    pub(crate) fn definition(&self) -> &Definition {
+        &self.definition
+    }
+
+    /// Opens the shared disks to write to them: this host has their locks.
+    pub(crate) fn own(&mut self, shared: &Arc<Shared>, locks: &Locks) -> Result<(), String> {
+        let epoch = shared.disk_epoch.load(Ordering::Relaxed);
+        let mut disks = self.disks.clone();
+        for (index, lock) in locks {
+            let lock = Some(Arc::clone(lock));
+            disks[*index] = self.definition.open_disk(shared, *index, epoch, lock)?;
+        }
+        if let Some(ports) = &mut shared.lock().ports {
+            ports.set_disks(disks.clone());
+        }
+        self.disks = disks;
+        Ok(())
     }
 
     /// Goes live at the end of the log.

@@ -31,6 +31,7 @@ use super::engine::EngineUse;
 use super::evidence::Difference;
 use super::mailbox::Mailbox;
 use super::outputs::OutputQueue;
+use super::owning::Waits;
 use super::packets::PacketQueue;
 use super::ports::{CONSOLES, Ports};
 use super::vcpu::{Mail, tracing};
@@ -45,8 +46,18 @@ const TAIL_MAX: usize = 1 << 20;
 /// A question for the arbiter thread.
 #[derive(Debug)]
 pub(crate) enum Question {
-    Read { op: u64 },
-    Cas { op: u64, expected: u64, new: Record },
+    Read {
+        op: u64,
+    },
+    Cas {
+        op: u64,
+        expected: u64,
+        new: Record,
+    },
+    /// Of the shell itself: what the record is now.
+    Confirm {
+        answer: mpsc::Sender<ArbiterReply>,
+    },
 }
 
 /// A request to make this VM's new secondary, for the protect thread.
@@ -108,6 +119,12 @@ pub(crate) struct Inner {
     pub(crate) start_outcome: Option<StartOutcome>,
     pub(crate) announced: Announced,
     pub(crate) last_problem: Option<String>,
+    /// Why the machine may not run yet.
+    pub(crate) waits: Option<Waits>,
+    /// How the last fencing of a host went.
+    pub(crate) fenced: Option<String>,
+    /// The primary that is followed said that it hands the VM over.
+    pub(crate) is_handed_over: bool,
     pub(crate) is_closed: bool,
     pub(crate) halted: Option<machine::io::HaltReason>,
     /// The engine that runs the machine here.
@@ -216,6 +233,9 @@ impl Shared {
                 start_outcome: None,
                 announced: Announced::default(),
                 last_problem: None,
+                waits: None,
+                fenced: None,
+                is_handed_over: false,
                 is_closed: false,
                 halted: None,
                 engine: None,
@@ -315,6 +335,9 @@ impl Shared {
             let peer = inner.node.status().peer.map(|host| host.0);
             let seen = Difference { peer, ..Difference::of(*at, digests) };
             self.mailbox.post(Mail::KeepState(Box::new(seen)));
+        }
+        if matches!(message, Message::SwitchOver { .. }) && inner.primary == Some(link) {
+            inner.is_handed_over = true;
         }
         self.feed_locked(&mut inner, Event::Message { link, message });
     }
@@ -473,6 +496,7 @@ impl Shared {
             }
             Command::LoadSnapshot { link, at: _ } => {
                 inner.loading = Some(link);
+                inner.is_handed_over = false;
                 inner.primary = Some(link);
                 let session = inner.links.get(&link).map(|e| e.session);
                 match inner.early.take() {
@@ -498,6 +522,12 @@ impl Shared {
                 // The vCPU thread closes the devices; what it makes until then is held by nobody's leave.
                 inner.held.clear();
                 inner.last_problem = Some(reason.to_string());
+                // Nor is anything written that waits in the queues of shared disks.
+                for lock in
+                    inner.ports.iter().flat_map(|p| &p.disks).filter_map(|d| d.lock.as_ref())
+                {
+                    lock.give_up(&reason.to_string());
+                }
                 self.mailbox.post(Mail::Halt);
             }
         }
@@ -511,8 +541,15 @@ impl Shared {
         self.mailbox.post(Mail::Follow { link, loaded });
     }
 
+    /// Asks the arbiter for the shell; when the VM is being closed, nobody answers.
+    pub(crate) fn ask_arbiter(&self, question: Question) {
+        if let Some(arbiter) = &self.lock().arbiter {
+            drop(arbiter.send(question));
+        }
+    }
+
     fn ask(inner: &Inner, question: Question, events: &mut VecDeque<Event>) {
-        let (Question::Read { op } | Question::Cas { op, .. }) = question;
+        let (Question::Read { op } | Question::Cas { op, .. }) = question else { return };
         if inner.arbiter.as_ref().is_none_or(|a| a.send(question).is_err()) {
             events.push_back(Event::ArbiterReply { op, reply: ArbiterReply::Unreachable });
         }
@@ -550,6 +587,7 @@ impl Shared {
         inner.held.clear();
         inner.tail.clear();
         inner.released = 0;
+        inner.waits = None;
         let ports = inner.ports.take();
         drop(inner);
         drop(ports);

@@ -4,6 +4,7 @@
 //! ```text
 //!   Idle --Run--> Primary --Halt/Discard--> Idle
 //!   Idle --Follow--> Secondary --GoLive--> Primary
+//!                        '--GoLive--> Waiting --locks of shared disks--> Primary
 //! ```
 //!
 //! # Invariants
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Encoder, LogPos};
 use machine::Machine;
@@ -28,10 +29,12 @@ use super::engine::{self, EngineUse};
 use super::evidence::{self, Difference, Evidence, Order as KeepOrder};
 use super::flight::FlightPlan;
 use super::origin::{Origin, log_start};
+use super::owning::{Locks, Owned, Owning, Waits};
 use super::primary::Primary;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
 use super::snapshots::{Order, Run};
+use crate::disk::lock::ImageLock;
 use crate::disk::{Completion, DiskHandle};
 use crate::one_line::one_line;
 use crate::recording::Recorder;
@@ -67,6 +70,8 @@ pub(crate) enum Mail {
     Replay { bytes: Vec<u8>, end: LogPos },
     /// Run live from here.
     GoLive { generation: u64, at: LogPos, resend_after: u64 },
+    /// A disk found that the lock of its image is another host's now.
+    Overtaken { epoch: u64, reason: String },
     /// Throw the machine away; what shows how it differed is kept.
     Discard,
     /// Another host has the VM.
@@ -95,6 +100,8 @@ pub(crate) struct DiskPort {
     pub(crate) handle: Arc<DiskHandle>,
     /// Each replica has its own copy.
     pub(crate) is_mirrored: bool,
+    /// The lock of a shared image that this host may write to.
+    pub(crate) lock: Option<Arc<ImageLock>>,
 }
 
 /// Completions of a replica's own disks that the log has not named yet.
@@ -104,6 +111,19 @@ enum Role {
     Idle,
     Primary(Box<Primary>),
     Secondary(Box<Secondary>),
+    Waiting(Box<Waiting>),
+}
+
+/// A secondary that won the arbitration, and waits for the locks of shared disks.
+struct Waiting {
+    secondary: Box<Secondary>,
+    generation: u64,
+    at: LogPos,
+    resend_after: u64,
+    owning: Owning,
+    locks: Option<Locks>,
+    /// What a live machine is asked to do meanwhile.
+    kept: Vec<Mail>,
 }
 
 /// The thread's state.
@@ -139,6 +159,7 @@ impl Vcpu {
                 Role::Idle => self.shared.mailbox.wait(None),
                 Role::Primary(p) => p.step(&self.shared),
                 Role::Secondary(s) => s.step(&self.shared),
+                Role::Waiting(_) => self.wait_for_locks(),
             }
         }
     }
@@ -169,7 +190,18 @@ impl Vcpu {
             }
             (Mail::DiskDone { epoch, .. }, _)
                 if epoch != self.shared.disk_epoch.load(Ordering::Relaxed) => {}
+            (Mail::Overtaken { epoch, .. }, _)
+                if epoch != self.shared.disk_epoch.load(Ordering::Relaxed) => {}
             (Mail::DiskDone { done, .. }, Role::Secondary(s)) => s.disk_done(&self.shared, done),
+            (Mail::DiskDone { done, .. }, Role::Waiting(w)) => {
+                w.secondary.disk_done(&self.shared, done);
+            }
+            (mail @ (Mail::Snapshot { .. } | Mail::AbandonSnapshot { .. }), Role::Waiting(w)) => {
+                w.kept.push(mail);
+            }
+            (Mail::PowerOff, Role::Waiting(_)) => {
+                self.give_up("stopped before it ran here".to_owned())
+            }
             (mail, Role::Primary(p)) => p.handle(&self.shared, mail),
             // Inputs for a machine that is not live here, and news of what is gone.
             (
@@ -183,8 +215,9 @@ impl Vcpu {
                 | Mail::TakeSnapshot(_)
                 | Mail::StopMachine
                 | Mail::PowerOff
+                | Mail::Overtaken { .. }
                 | Mail::KeepState(_),
-                Role::Idle | Role::Secondary(_),
+                Role::Idle | Role::Secondary(_) | Role::Waiting(_),
             ) => {}
         }
     }
@@ -192,7 +225,7 @@ impl Vcpu {
     fn start(&mut self, generation: u64) {
         self.early_log.clear();
         self.shared.is_making.store(true, Ordering::SeqCst);
-        let made = self.make_machine();
+        let made = self.make_machine(generation);
         let outcome = match made {
             Ok(primary) => {
                 self.role = Role::Primary(Box::new(primary));
@@ -210,9 +243,35 @@ impl Vcpu {
         }
     }
 
-    fn make_machine(&self) -> Result<Primary, String> {
+    /// The locks of the shared disks of a machine that is started.
+    fn lock_disks(&self, definition: &Definition, generation: u64) -> Result<Locks, String> {
+        let Some(mut owning) = Owning::new(&self.env, definition, generation, false) else {
+            return Ok(Locks::new());
+        };
+        if self.env.fence.is_empty() && definition.config.protection.enabled {
+            let what = "no [fence] on this host: when another one that holds the lock of a shared disk hangs or is cut off, \
+                        taking over waits until it is fenced by hand";
+            tracing(&self.shared, what);
+        }
+        loop {
+            match owning.poll(&self.shared) {
+                Owned::Yes(locks) => return Ok(locks),
+                Owned::Lost(reason) => return Err(reason),
+                Owned::NotYet(Waits { reason, remedy }) => {
+                    if owning.waited() > LOCKS_TIME_MAX && !owning.is_fencing() {
+                        return Err(format!("it {reason}; {remedy}"));
+                    }
+                }
+            }
+            std::thread::sleep(owning.pause());
+        }
+    }
+
+    fn make_machine(&self, generation: u64) -> Result<Primary, String> {
         let definition =
             self.definition.as_ref().ok_or("no definition of this VM is known here")?;
+        // Before a disk gets the contents that a state at hand says.
+        let locks = self.lock_disks(definition, generation)?;
         let (mut machine, log, restored) = match definition.origin.take()? {
             None => {
                 let (config, images) = definition.machine()?;
@@ -227,7 +286,7 @@ impl Vcpu {
         };
         self.choose_engine(&mut machine);
         crate::huge::advise(machine.ram().bytes());
-        let disks = definition.open(&self.shared, true)?;
+        let disks = definition.open(&self.shared, Some(&locks))?;
         let recording = match &definition.record {
             Some(options) => {
                 let mut options = options.clone();
@@ -254,7 +313,7 @@ impl Vcpu {
     }
 
     fn follow(&mut self, link: LinkId, mut loaded: Box<Loaded>) {
-        let disks = match loaded.definition.open(&self.shared, false) {
+        let disks = match loaded.definition.open(&self.shared, None) {
             Ok(disks) => disks,
             Err(reason) => return self.shared.feed(Event::ReplicaFailed { reason }),
         };
@@ -281,14 +340,85 @@ impl Vcpu {
         let Role::Secondary(secondary) = std::mem::replace(&mut self.role, Role::Idle) else {
             return;
         };
+        let is_handed_over = self.shared.lock().is_handed_over;
+        let definition = secondary.definition();
+        match Owning::new(&self.env, definition, generation, is_handed_over) {
+            None => self.run_live(secondary, generation, at, resend_after),
+            Some(owning) => {
+                let (locks, kept) = (None, Vec::new());
+                let waiting =
+                    Waiting { secondary, generation, at, resend_after, owning, locks, kept };
+                self.shared.lock().waits = Some(Waits::default());
+                self.role = Role::Waiting(Box::new(waiting));
+                self.wait_for_locks();
+            }
+        }
+    }
+
+    fn run_live(
+        &mut self,
+        secondary: Box<Secondary>,
+        generation: u64,
+        at: LogPos,
+        resend_after: u64,
+    ) {
         let primary = secondary.into_primary(&self.shared, at, resend_after);
         tracing(&self.shared, &format!("live in generation {generation} from {at}"));
         self.role = Role::Primary(Box::new(primary));
     }
 
+    /// Goes live once this host has the locks of the shared disks; nothing leaves before.
+    fn wait_for_locks(&mut self) {
+        let Role::Waiting(waiting) = &mut self.role else { return };
+        if waiting.locks.is_none() {
+            match waiting.owning.poll(&self.shared) {
+                Owned::Yes(locks) => waiting.locks = Some(locks),
+                Owned::Lost(reason) => return self.give_up(reason),
+                Owned::NotYet(waits) => {
+                    let pause = waiting.owning.pause();
+                    self.shared.lock().waits = Some(waits);
+                    return self.shared.mailbox.wait(Some(Instant::now() + pause));
+                }
+            }
+        }
+        let Role::Waiting(mut waiting) = std::mem::replace(&mut self.role, Role::Idle) else {
+            return;
+        };
+        let locks = waiting.locks.clone().unwrap_or_default();
+        if let Err(reason) = waiting.secondary.own(&self.shared, &locks) {
+            let remedy = "make its shared disks usable on this host".to_owned();
+            let waits = Waits { reason: format!("waits for its disks: {reason}"), remedy };
+            let before = self.shared.lock().waits.replace(waits.clone());
+            if before.as_ref() != Some(&waits) {
+                tracing(&self.shared, &format!("it {}", waits.reason));
+            }
+            self.role = Role::Waiting(waiting);
+            return self.shared.mailbox.wait(Some(Instant::now() + DISKS_PAUSE));
+        }
+        self.shared.lock().waits = None;
+        let Waiting { secondary, generation, at, resend_after, kept, .. } = *waiting;
+        self.run_live(secondary, generation, at, resend_after);
+        kept.into_iter().for_each(|mail| self.handle(mail));
+    }
+
+    /// A machine that waits to run here is not to: the arbiter says whose it is.
+    fn give_up(&mut self, reason: String) {
+        tracing(&self.shared, &format!("does not go live: {reason}"));
+        let mut inner = self.shared.lock();
+        inner.waits = None;
+        inner.last_problem = Some(reason);
+        drop(inner);
+        self.discard();
+        self.shared.feed(Event::Stop);
+    }
+
     fn discard(&mut self) {
         self.early_log.clear();
-        if let Role::Secondary(secondary) = std::mem::replace(&mut self.role, Role::Idle) {
+        let role = std::mem::replace(&mut self.role, Role::Idle);
+        if let Role::Waiting(_) = &role {
+            self.shared.lock().waits = None;
+        }
+        if let Role::Secondary(secondary) = role {
             self.keep_evidence(secondary.into_evidence());
         }
         self.shared.clear_machine();
@@ -313,3 +443,8 @@ pub(crate) fn tracing(shared: &Shared, what: &str) {
 
 /// How long a wait without a deadline lasts at most, so that a lost wake-up cannot hang a VM.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How long a start waits for the locks of shared disks that somebody has.
+const LOCKS_TIME_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// Pause before disks that could not be opened are tried again.
+const DISKS_PAUSE: Duration = Duration::from_millis(500);

@@ -189,6 +189,9 @@ fn table(vm: &VmStatus) -> String {
             ),
         ));
     }
+    if let Some(fenced) = &vm.fenced {
+        rows.push(("Last fencing", fenced.clone()));
+    }
     let line = |(name, value): &(&str, String)| format!("{name:24}{value}");
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }

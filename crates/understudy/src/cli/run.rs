@@ -181,6 +181,7 @@ pub(crate) fn live(
         state_dir: PathBuf::from("."),
         detection_ms: 1000,
         engine,
+        fence: host::config::FenceSection::default(),
         is_terminal: true,
     });
     let name = definition.config.name.clone();

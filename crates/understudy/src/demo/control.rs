@@ -157,6 +157,7 @@ pub(crate) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus
         progress: None,
         protect_pause_us: None,
         engine: None,
+        fenced: None,
     }
 }
 
