@@ -135,13 +135,14 @@ fn overlay_reads_its_backing_file_when_that_is_asked_for() {
 #[test]
 fn images_that_could_not_be_used_faithfully_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let secret = "secret,id=s,data=x";
+    let (secret, (_, data)) = ("secret,id=s,data=x", at(&dir, "data"));
+    let external = format!("data_file={data},data_file_raw=on");
     let encrypted = ["--object", secret, "-o", "encrypt.format=luks,encrypt.key-secret=s"];
     let kinds: [(&[&str], &str); 4] = [
         (&encrypted, "encrypted"),
         (&["-o", "extended_l2=on"], "extended L2"),
         (&["-o", "compression_type=zstd"], "zstd"),
-        (&["-o", "data_file=data,data_file_raw=on"], "another file"),
+        (&["-o", &external], "another file"),
     ];
     let begin = ["qemu-img", "create", "-q", "-f", "qcow2"];
     for (options, why) in kinds {
