@@ -74,7 +74,7 @@ pub(crate) fn run(
 }
 
 /// One core for each replica.
-fn pin(stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn pin(stage: &Stage) -> anyhow::Result<()> {
     let (live, other) = stage.pair()?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     ensure!(cpus > 1, "there is one CPU for both replicas");

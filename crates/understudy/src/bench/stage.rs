@@ -77,8 +77,13 @@ impl Stage {
 
     /// Waits for the shell on the console.
     pub(crate) fn shell(&self) -> anyhow::Result<Console> {
+        self.console("understudy: shell ready")
+    }
+
+    /// Waits for a line on the console.
+    pub(crate) fn console(&self, line: &str) -> anyhow::Result<Console> {
         let mut console = Console::attach(self.lab.control(FIRST)?)?;
-        console.wait_for("understudy: shell ready", SHELL_MAX)?;
+        console.wait_for(line, SHELL_MAX)?;
         Ok(console)
     }
 

@@ -160,25 +160,34 @@ const SOURCES: &[(&str, &str)] = &[
 /// Debian's compiler for riscv64 on other machines.
 const COMPILER: &str = "riscv64-linux-gnu-gcc";
 
+/// Compiles `kernels` in `dir` for this computer.
+pub(in crate::bench) fn compile_native(dir: &Path) -> anyhow::Result<()> {
+    compile(dir, "gcc", &["-O2"])
+}
+
+fn compile(dir: &Path, compiler_name: &str, options: &[&str]) -> anyhow::Result<()> {
+    for (name, text) in SOURCES {
+        fs::write(dir.join(name), text).with_context(|| format!("write {name}"))?;
+    }
+    let sources = SOURCES.iter().map(|(name, _)| *name).filter(|name| name.ends_with(".c"));
+    let mut compiler = Command::new(compiler_name);
+    compiler.current_dir(dir).args(options).args(["-o", "kernels"]);
+    let output = compiler.args(sources).arg("-lm").output();
+    let output = output.with_context(|| format!("cannot run {compiler_name}"))?;
+    if !output.status.success() {
+        bail!("{compiler_name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
 /// The files that the guest with the tools gets, compiled in `dir`.
 pub(in crate::bench) fn files(dir: &Path) -> anyhow::Result<FileTree> {
     let mut tree = FileTree::new();
     for (name, text) in SOURCES {
-        fs::write(dir.join(name), text).with_context(|| format!("write {name}"))?;
         tree.add_file(&format!("bench/{name}"), 0o644, text.as_bytes().to_vec());
     }
-    let sources = SOURCES.iter().map(|(name, _)| *name).filter(|name| name.ends_with(".c"));
-    let mut compiler = Command::new(COMPILER);
-    compiler.current_dir(dir).args(["-O2", "-march=rv64gc", "-static", "-o", "kernels"]);
-    let output = compiler.args(sources).arg("-lm").output();
-    let output = output.with_context(|| {
-        format!(
-            "cannot run {COMPILER} (Debian packages gcc-riscv64-linux-gnu, libc6-dev-riscv64-cross)"
-        )
-    })?;
-    if !output.status.success() {
-        bail!("{COMPILER} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
+    let needs = "Debian packages gcc-riscv64-linux-gnu, libc6-dev-riscv64-cross";
+    compile(dir, COMPILER, &["-O2", "-march=rv64gc", "-static"]).context(needs)?;
     tree.add_file("bench/kernels", 0o755, fs::read(dir.join("kernels"))?);
     for (name, text) in [
         ("setup", SETUP),

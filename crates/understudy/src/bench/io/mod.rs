@@ -6,6 +6,8 @@
 
 mod failover;
 mod ledger;
+mod load;
+mod native;
 mod pgbench;
 mod postgres;
 mod tables;

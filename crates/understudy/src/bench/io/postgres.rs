@@ -19,6 +19,8 @@ use crate::demo::progress::Progress;
 const HOME: &str = "/usr/lib/postgresql";
 /// Who asks, and the database.
 pub(super) const USER: &str = "postgres";
+/// Where servers listen.
+pub(super) const PORT: u16 = 5432;
 /// Longest message that is taken.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Longest boot up to the database, which is made then.
@@ -142,7 +144,7 @@ fn message_text(body: &[u8]) -> String {
 
 /// Where the guest's server listens.
 pub(super) fn server() -> SocketAddr {
-    SocketAddr::from(([10, 77, 0, 10], 5432))
+    SocketAddr::from(([10, 77, 0, 10], PORT))
 }
 
 /// Waits until the guest's server answers.
