@@ -66,6 +66,12 @@ pub fn gratuitous_arp(mac: Mac, ip: Ipv4Addr, form: ArpForm) -> Vec<u8> {
     arp(mac, ETHERTYPE_ARP, operation, ip, target, ip)
 }
 
+/// A request for an address that nobody has, from one that nobody has: link-local ones (RFC 3927).
+pub(crate) fn arp_request(mac: Mac) -> Vec<u8> {
+    let [sender, target] = [2, 1].map(|last| Ipv4Addr::new(169, 254, 0, last));
+    arp(mac, ETHERTYPE_ARP, 1, sender, [0; 6], target)
+}
+
 /// A RARP request ("who am I"), which makes switches learn the port of `mac`.
 #[must_use]
 pub fn rarp(mac: Mac) -> Vec<u8> {

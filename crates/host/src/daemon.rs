@@ -304,6 +304,9 @@ impl Daemon {
             let text = format!("no host {host} among the peers ({})", known.join(", "));
             return Err(Response::error(ErrorCode::NotFound, text));
         }
+        if let Some(reason) = vm.unprotectable() {
+            return Err(Response::error(ErrorCode::Failed, format!("VM {name}: {reason}")));
+        }
         vm.set_protection(Some(true), host);
         Ok(())
     }

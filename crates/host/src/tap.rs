@@ -27,9 +27,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, socket};
 
 use machine::offload::{FRAME_BYTES_MAX, HEADER_BYTES, Offloads, Work, frame};
 
+use crate::macvtap::Made;
 use crate::offload::finish;
 use crate::one_line::flatten;
 
@@ -51,6 +53,18 @@ pub enum TapError {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// The kernel receives nothing for the guest there.
+    #[error(
+        "macvtap {name} has the MAC address {found}, the guest has {wanted}: give the guest that of the interface, by mac"
+    )]
+    OtherAddress {
+        /// The interface.
+        name: String,
+        /// Its address.
+        found: String,
+        /// The guest's.
+        wanted: String,
     },
     /// `ip` refused.
     #[error("`ip {arguments}` failed: {reason}")]
@@ -87,7 +101,10 @@ struct Shared {
     name: String,
     /// The kernel reads and writes packets, not frames.
     has_headers: bool,
+    is_macvtap: bool,
     dropped: AtomicU64,
+    /// Deletes an interface that was made here; after the file is closed.
+    _made: Option<Made>,
 }
 
 impl Tap {
@@ -108,12 +125,34 @@ impl Tap {
 
     fn attach(file: File, name: &str, has_headers: bool) -> Result<Self, TapError> {
         let fail = |action, source| TapError::Io { action, name: name.to_owned(), source };
-        set_interface(&file, name, has_headers).map_err(|e| fail("create", e))?;
+        set_interface(&file, name, has_headers).map_err(|e| fail("create or attach to", e))?;
+        Self::set_up(file, name, has_headers, false, None)
+    }
+
+    /// A tap of the device of a macvtap.
+    pub(crate) fn of_macvtap(file: File, name: &str, made: Option<Made>) -> Result<Self, TapError> {
+        let fail =
+            |source| TapError::Io { action: "set the headers of", name: name.to_owned(), source };
+        let has_headers = can_have_headers(&file).map_err(fail)?;
+        // Of what this says about the interface, only the flags are looked at.
+        set_interface(&file, name, has_headers).map_err(fail)?;
+        Self::set_up(file, name, has_headers, true, made)
+    }
+
+    fn set_up(
+        file: File,
+        name: &str,
+        has_headers: bool,
+        is_macvtap: bool,
+        made: Option<Made>,
+    ) -> Result<Self, TapError> {
+        let fail = |action, source| TapError::Io { action, name: name.to_owned(), source };
         if has_headers {
             set_headers(&file).map_err(|e| fail("set the headers of", e))?;
         }
         let (name, dropped) = (name.to_owned(), AtomicU64::new(0));
-        let tap = Self { shared: Arc::new(Shared { file, name, has_headers, dropped }) };
+        let shared = Shared { file, name, has_headers, is_macvtap, dropped, _made: made };
+        let tap = Self { shared: Arc::new(shared) };
         // A persistent tap has those of its last user.
         tap.set_offloads(Offloads::default())?;
         Ok(tap)
@@ -156,12 +195,18 @@ impl Tap {
         &self.shared.name
     }
 
-    /// Brings the interface up.
+    /// Whether the interface has the guest's MAC address, and so has to be down wherever the guest is not.
+    #[must_use]
+    pub fn is_macvtap(&self) -> bool {
+        self.shared.is_macvtap
+    }
+
+    /// Brings the interface up, which takes no right if it is.
     ///
     /// # Errors
-    /// [`TapError::Ip`].
+    /// [`TapError::Io`].
     pub fn bring_up(&self) -> Result<(), TapError> {
-        ip(&["link", "set", "dev", self.name(), "up"])
+        bring_up(self.name()).map_err(|e| self.io_error("bring up", e))
     }
 
     /// Attaches the interface to a bridge.
@@ -226,15 +271,9 @@ impl Tap {
     /// # Errors
     /// [`TapError::Io`]: no more descriptors.
     pub fn reader(&self) -> Result<(TapReader, TapWaker), TapError> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| self.io_error("make a waker for", e.into()))?;
-        let event = Arc::new(event);
-        let reader = TapReader {
-            tap: self.clone(),
-            stop: Arc::clone(&event),
-            buf: vec![0; HEADER_BYTES + FRAME_BYTES_MAX],
-        };
-        Ok((reader, TapWaker { event }))
+        let (waker, stop) = TapWaker::new().map_err(|e| self.io_error("make a waker for", e))?;
+        let buf = vec![0; HEADER_BYTES + FRAME_BYTES_MAX];
+        Ok((TapReader { tap: self.clone(), stop, buf }, waker))
     }
 
     fn io_error(&self, action: &'static str, source: io::Error) -> TapError {
@@ -305,6 +344,12 @@ pub struct TapWaker {
 }
 
 impl TapWaker {
+    /// A waker, and what is readable once it has woken.
+    pub(crate) fn new() -> io::Result<(Self, Arc<OwnedFd>)> {
+        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        Ok((Self { event: Arc::clone(&event) }, event))
+    }
+
     /// The reader's present wait, or its next one, ends without a packet.
     pub fn wake(&self) {
         // An eventfd that is full is readable as well.
@@ -312,7 +357,7 @@ impl TapWaker {
     }
 }
 
-fn ip(arguments: &[&str]) -> Result<(), TapError> {
+pub(crate) fn ip(arguments: &[&str]) -> Result<(), TapError> {
     let fail = |reason| TapError::Ip { arguments: arguments.join(" "), reason };
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new("ip").args(arguments).env("PATH", path).output();
@@ -349,19 +394,47 @@ fn set_headers(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes `file` the tap `name`; the name was checked.
-fn set_interface(file: &File, name: &str, has_headers: bool) -> io::Result<()> {
-    let headers = if has_headers { libc::IFF_VNET_HDR } else { 0 };
+/// Brings the interface up, by itself: a program would take milliseconds, while a guest waits to go live.
+fn bring_up(name: &str) -> io::Result<()> {
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    let mut request = request(name, 0);
+    // SAFETY: the socket is open until the end of this function, and SIOCGIFFLAGS reads and writes one `ifreq`, which
+    // lives through the call and is not used by anybody else.
+    let result = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: SIOCGIFFLAGS has just written this member.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
     #[expect(clippy::cast_possible_truncation, reason = "flags fit, as the kernel's ABI has it")]
-    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | headers) as libc::c_short;
+    let up = libc::IFF_UP as libc::c_short;
+    if flags & up != 0 {
+        return Ok(());
+    }
+    request.ifr_ifru.ifru_flags = flags | up;
+    // SAFETY: as above; SIOCSIFFLAGS only reads it.
+    let result = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn request(name: &str, flags: libc::c_short) -> libc::ifreq {
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
     };
     // One place stays zero, since names have at most 15 bytes.
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
+    request
+}
+
+/// Makes `file` the tap `name`; the name was checked.
+fn set_interface(file: &File, name: &str, has_headers: bool) -> io::Result<()> {
+    let headers = if has_headers { libc::IFF_VNET_HDR } else { 0 };
+    #[expect(clippy::cast_possible_truncation, reason = "flags fit, as the kernel's ABI has it")]
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | headers) as libc::c_short;
+    let mut request = request(name, flags);
     // SAFETY: the descriptor is open as long as `file` is, and TUNSETIFF reads and writes one `ifreq`, which lives
     // through the call and is not used by anybody else.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
@@ -452,6 +525,102 @@ mod tests {
         }
     }
 
+    /// Runs one of the tests here again, without any capability.
+    fn without_rights(name: &str) {
+        let output = Command::new("setpriv")
+            .args(["--bounding-set=-all", "--inh-caps=-all", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--ignored", "--nocapture"])
+            .env("UNDERSTUDY_WITHOUT_RIGHTS", "1")
+            .output()
+            .expect("this test needs `setpriv`: install Debian's package util-linux");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("all done"), "{text}{words}");
+    }
+
+    fn persistent_tap_takes_no_right() {
+        ip(&["tuntap", "add", "ustap9", "mode", "tap", "user", "0"]).unwrap();
+        ip(&["link", "set", "dev", "ustap9", "up"]).unwrap();
+        without_rights("tap::tests::inside_without_rights");
+    }
+
+    #[test]
+    #[ignore = "is run by frames_pass_a_tap_in_a_namespace_of_its_own"]
+    fn inside_without_rights() {
+        if std::env::var_os("UNDERSTUDY_WITHOUT_RIGHTS").is_none() {
+            return;
+        }
+        let tap = Tap::open("ustap9").unwrap();
+        tap.bring_up().unwrap();
+        assert!(tap.write(&plain(&rarp([2; 6]))).unwrap());
+        let error = Tap::open("ustap8").unwrap_err().to_string();
+        assert!(error.contains("cannot create or attach to tap ustap8"), "{error}");
+        println!("without rights: all done");
+    }
+
+    /// A macvtap on one end of a cable, as the guest of a host; what comes out of the other end, which is a switch's.
+    fn macvtap_is_quiet_until_it_is_brought_up() {
+        const GUEST: [u8; 6] = [6, 0, 0, 1, 2, 3];
+        if !is_first_user_namespace() {
+            println!("macvtap is not tested: its device takes root outside of user namespaces");
+            return;
+        }
+        ip(&["link", "add", "usw0", "type", "veth", "peer", "name", "usw1"]).unwrap();
+        ip(&["link", "add", "usbr1", "type", "bridge", "forward_delay", "0"]).unwrap();
+        ip(&["link", "set", "dev", "usw1", "master", "usbr1", "up"]).unwrap();
+        ip(&["link", "set", "dev", "usw0", "up"]).unwrap();
+        let switch = Tap::open("ustap5").unwrap();
+        switch.attach_to_bridge("usbr1").unwrap();
+        switch.bring_up().unwrap();
+        ip(&["link", "set", "dev", "usbr1", "up"]).unwrap();
+        let has_learnt = || {
+            let seen =
+                Command::new("bridge").args(["fdb", "show", "dev", "usw1"]).output().unwrap();
+            String::from_utf8_lossy(&seen.stdout).contains("06:00:00:01:02:03")
+        };
+        // A process that was killed left one behind.
+        ip(&["link", "add", "link", "usw0", "name", "usmv0", "type", "macvtap"]).unwrap();
+        let tap = crate::macvtap::make("usmv0", "usw0", GUEST).unwrap();
+        assert!(tap.is_macvtap());
+        let to_guest = [&GUEST[..], &[2; 6], &[0x88, 0xb5], &[7; 60]].concat();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(switch.write(&plain(&to_guest)).unwrap());
+        let mut buf = [0; HEADER_BYTES + FRAME_BYTES_MAX];
+        assert!((&tap.shared.file).read(&mut buf).is_err(), "it is down");
+        assert!(!has_learnt());
+        // Go-live.
+        tap.bring_up().unwrap();
+        assert!(tap.write(&plain(&rarp(GUEST))).unwrap());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !has_learnt() {
+            assert!(std::time::Instant::now() < deadline, "the switch has not learnt the address");
+            assert!(tap.write(&plain(&rarp(GUEST))).unwrap());
+        }
+        let send = || assert!(switch.write(&plain(&to_guest)).unwrap());
+        assert_eq!(receive(&tap, 1, send)[0], plain(&to_guest));
+        drain(&switch);
+        // The kernel cuts what is not a frame of this network.
+        let data: Vec<u8> = (0..4000u32).map(|i| (i % 251) as u8).collect();
+        let mut packet = tcp(Family::V4, false, &data, 1400);
+        packet[HEADER_BYTES] = 6;
+        let work = Work::of(&packet).unwrap();
+        packet[..HEADER_BYTES].copy_from_slice(&work.header());
+        let cut = finish(&packet, &work);
+        assert_eq!(receive(&switch, 3, || assert!(tap.write(&packet).unwrap()))[..3], cut);
+        let error = crate::macvtap::find("usmv0", [2; 6]).unwrap_err().to_string();
+        assert!(error.contains("has the MAC address 06:00:00:01:02:03"), "{error}");
+        assert!(crate::macvtap::find("ustap5", GUEST).unwrap().is_none());
+        drop(tap);
+        assert!(rustix::fs::stat("/sys/class/net/usmv0").is_err());
+    }
+
+    /// Whether the file that says which users there are says: all.
+    fn is_first_user_namespace() -> bool {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        map.split_whitespace().eq(["0", "0", "4294967295"])
+    }
+
     /// Needs a network namespace of its own: run by the test below.
     #[test]
     #[ignore = "is run by frames_pass_a_tap_in_a_namespace_of_its_own"]
@@ -518,13 +687,22 @@ mod tests {
         thread.join().unwrap();
         waker.wake();
         segments_arrive("usbr0");
+        persistent_tap_takes_no_right();
+        macvtap_is_quiet_until_it_is_brought_up();
         println!("inside namespace: all done");
     }
 
     #[test]
     fn frames_pass_a_tap_in_a_namespace_of_its_own() {
-        let output = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net", "--"])
+        // The device of a macvtap takes root outside of user namespaces, and a view of its network's interfaces.
+        let mut command = Command::new("unshare");
+        if rustix::process::geteuid().is_root() {
+            command.args(["--net", "--mount", "--", "sh", "-c"]);
+            command.args(["mount -t sysfs sysfs /sys && exec \"$@\"", "sh"]);
+        } else {
+            command.args(["--user", "--map-root-user", "--net", "--"]);
+        }
+        let output = command
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "tap::tests::inside_namespace", "--ignored", "--nocapture"])
             .env("UNDERSTUDY_IN_NAMESPACE", "1")

@@ -162,6 +162,13 @@ fn impossible_vms_are_refused() {
             "web.toml:1: neither kernel nor bios is given",
         ),
         (format!("u_boot = \"u\"\n{VM}"), "web.toml:1: u_boot is given beside a kernel"),
+        (VM.replace("br0\"", "br0\"\nmacvtap = \"eth0\""), "web.toml: a network device has one of"),
+        (VM.replace("br0\"", "br0\"\nports = [\"80:80\"]"), "web.toml:18: ports are forwarded"),
+        (
+            VM.replace("bridge = \"br0\"", "passt = true\nports = [\"x\"]"),
+            "web.toml:18: \"x\" is not",
+        ),
+        (VM.replace("bridge = \"br0\"", "passt = true"), "web.toml:17: a VM with passt cannot be"),
         (format!("consoles = 4\n{VM}"), "web.toml:3: 9 devices"),
         (VM.replace("readonly = true", "readonly = 1"), "web.toml:14: invalid type"),
     ];
@@ -169,6 +176,16 @@ fn impossible_vms_are_refused() {
         let error = vm(&text).unwrap_err();
         assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
     }
+}
+
+#[test]
+fn vm_with_passt_is_taken_without_protection() {
+    let text = "name = \"v\"\nmemory = \"32M\"\nkernel = \"k\"\n[[net]]\npasst = true\nports = [\"127.0.0.1:80:8080\"]\n\
+                [[net]]\nmacvtap = \"eth0\"\n[protection]\nenabled = false\n";
+    let config = vm(text).unwrap();
+    assert_eq!(config.nets[0].ports[0].to_string(), "127.0.0.1/80:8080");
+    assert_eq!(config.nets[1].macvtap.as_deref(), Some("eth0"));
+    assert!(config.unprotectable().unwrap().contains("network device 0"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::{
 use crate::disk::lock::default_path;
 use crate::disk::{DiskFormat, DiskSource};
 use crate::name::check_name;
+use crate::passt::{PORTS_MAX, PortForward};
 use crate::recording::parse_duration;
 
 const MEMORY_BYTES_MIN: u64 = 32 << 20;
@@ -119,15 +120,21 @@ impl DiskSection {
     }
 }
 
-/// A network device: with a bridge that its tap is attached to, or with a tap of that name that exists already, or
-/// with neither: then it has no link.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A network device: with a bridge that its tap is attached to, with a tap or macvtap of that name that exists already, with
+/// a macvtap on a network card, with passt, or with none of them: then what it sends goes nowhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct NetSection {
     /// Bridge to attach a new tap to.
     pub bridge: Option<String>,
     /// Name of the tap.
     pub tap: Option<String>,
+    /// Network card to make a macvtap on.
+    pub macvtap: Option<String>,
+    /// Whether it is passt's, which takes no right and cannot be protected.
+    pub passt: bool,
+    /// Ports of the host that lead to the guest, with passt; written as `"8022:22"`.
+    pub ports: Vec<PortForward>,
     /// MAC address of the guest's side; made from the VM's name when absent.
     pub mac: Option<String>,
 }
@@ -295,6 +302,10 @@ impl VmConfig {
         for net in &self.nets {
             net.check()?;
         }
+        if let (Some(reason), true) = (self.unprotectable(), self.protection.enabled) {
+            let text = format!("{reason}; or write enabled = false into [protection]");
+            return Err(problem("passt", text));
+        }
         self.macs().map_err(|text| problem("mac", text))?;
         for host in &self.protection.hosts {
             check_name(host).map_err(|e| problem("hosts", e.to_string()))?;
@@ -312,6 +323,16 @@ impl VmConfig {
             return Err(problem("name", text));
         }
         Ok(())
+    }
+
+    /// Why it cannot have a secondary, if it cannot.
+    #[must_use]
+    pub fn unprotectable(&self) -> Option<String> {
+        let index = self.nets.iter().position(|net| net.passt)?;
+        Some(format!(
+            "a VM with passt cannot be protected (network device {index}): its connections are in the passt process, and end \
+             with the host; give it a bridge, a tap or a macvtap"
+        ))
     }
 
     /// MAC addresses of the network devices, in order.
@@ -406,10 +427,26 @@ impl VmConfig {
 
 impl NetSection {
     fn check(&self) -> Result<(), Problem> {
-        for (key, name) in [("bridge", &self.bridge), ("tap", &self.tap)] {
+        let names = [("bridge", &self.bridge), ("tap", &self.tap), ("macvtap", &self.macvtap)];
+        for (key, name) in names {
             if let Some(name) = name {
                 crate::tap::check_interface_name(name).map_err(|e| problem(key, e))?;
             }
+        }
+        let ways =
+            [self.passt, self.macvtap.is_some(), self.tap.is_some() || self.bridge.is_some()];
+        if ways.iter().filter(|is_given| **is_given).count() > 1 {
+            let text =
+                "a network device has one of bridge (with or without tap), tap, macvtap and passt"
+                    .to_owned();
+            return Err(problem("net", text));
+        }
+        if !self.ports.is_empty() && !self.passt {
+            let text = "ports are forwarded by passt alone: write passt = true".to_owned();
+            return Err(problem("ports", text));
+        }
+        if self.ports.len() > PORTS_MAX {
+            return Err(problem("ports", format!("more than {PORTS_MAX} ports are forwarded")));
         }
         Ok(())
     }

@@ -214,6 +214,12 @@ impl Vm {
         self.shared.set_protection(&self.env, wanted, host);
     }
 
+    /// Why it cannot have a secondary, if it cannot.
+    #[must_use]
+    pub fn unprotectable(&self) -> Option<String> {
+        self.shared.lock().definition.as_ref()?.config.unprotectable()
+    }
+
     /// Powers it off.
     pub fn power_off(&self) {
         self.shared.mailbox.post(Mail::PowerOff);

@@ -1,4 +1,4 @@
-//! Where outputs leave the host: taps, consoles, and disks that the hosts share.
+//! Where outputs leave the host: networks, consoles, and disks that the hosts share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +12,19 @@ use super::packets::PacketQueue;
 use super::shared::Shared;
 use super::vcpu::{Disks, Mail};
 use crate::announce::AddressBook;
+use crate::config::NetSection;
 use crate::console::ConsoleHub;
+use crate::nic::Nic;
 use crate::one_line::one_line;
+use crate::passt::Passt;
 use crate::tap::{Tap, TapWaker};
+use crate::{macvtap, tap};
 
 /// Consoles: the UART and one for each virtio slot.
 pub(crate) const CONSOLES: usize = 1 + machine::config::VIRTIO_SLOTS;
 
 struct NetPort {
-    tap: Option<Tap>,
+    nic: Option<Nic>,
     waker: Option<TapWaker>,
     book: AddressBook,
     queue: Arc<PacketQueue>,
@@ -57,19 +61,16 @@ impl Ports {
         let sections = definition.config.nets.iter().zip(macs).zip(&shared.packets);
         for (index, ((section, mac), queue)) in sections.enumerate() {
             let (book, queue) = (AddressBook::new(mac), Arc::clone(queue));
-            let mut port = NetPort { tap: None, waker: None, book, queue };
-            if section.tap.is_some() || section.bridge.is_some() {
-                let name =
-                    section.tap.clone().unwrap_or_else(|| tap_name(&definition.config.name, index));
-                let fail = |e| format!("VM {}: {}", definition.config.name, one_line(&e));
-                let tap = Tap::open(&name).map_err(fail)?;
-                if let Some(bridge) = &section.bridge {
-                    tap.attach_to_bridge(bridge).map_err(fail)?;
+            let mut port = NetPort { nic: None, waker: None, book, queue };
+            let fail = |e| format!("VM {}: {e}", definition.config.name);
+            let name = tap_name(&definition.config.name, index);
+            if let Some(nic) = open_nic(section, &name, mac).map_err(fail)? {
+                if is_live.load(Ordering::SeqCst) {
+                    nic.go_live().map_err(fail)?;
                 }
-                tap.bring_up().map_err(fail)?;
-                let reader = start_reader(&tap, index, shared, &port.queue, &is_live);
+                let reader = start_reader(&nic, index, shared, &port.queue, &is_live);
                 port.waker = Some(reader.map_err(fail)?);
-                port.tap = Some(tap);
+                port.nic = Some(nic);
             }
             ports.nets.push(port);
         }
@@ -93,9 +94,9 @@ impl Ports {
         }
     }
 
-    /// The tap of a network device, if it has one.
-    pub(crate) fn tap(&self, dev: u8) -> Option<Tap> {
-        self.nets.get(usize::from(dev))?.tap.clone()
+    /// What a network device is attached to, if it is.
+    pub(crate) fn nic(&self, dev: u8) -> Option<Nic> {
+        self.nets.get(usize::from(dev))?.nic.clone()
     }
 
     /// Sends an output.
@@ -124,6 +125,11 @@ impl Ports {
 
     /// Tells the network where the guest is now.
     pub(crate) fn announce(&self) {
+        for nic in self.nets.iter().filter_map(|net| net.nic.as_ref()) {
+            if let Err(e) = nic.go_live() {
+                crate::log::line(&format!("a network device stays without a network: {e}"));
+            }
+        }
         for net in &self.nets {
             for frame in net.book.announcements() {
                 net.write(&plain(&frame));
@@ -134,10 +140,10 @@ impl Ports {
 
 impl NetPort {
     fn write(&self, packet: &[u8]) {
-        if let Some(tap) = &self.tap
-            && let Err(e) = tap.write(packet)
+        if let Some(nic) = &self.nic
+            && let Err(e) = nic.write(packet)
         {
-            crate::log::line(&format!("cannot send a packet: {}", one_line(&e)));
+            crate::log::line(&format!("cannot send a packet: {e}"));
         }
     }
 }
@@ -159,14 +165,40 @@ impl Drop for NetPort {
     }
 }
 
+/// Attaches a network device to what is configured; `name` is for an interface that is made. One that has the guest's
+/// MAC address stays down until the guest is live.
+fn open_nic(section: &NetSection, name: &str, mac: [u8; 6]) -> Result<Option<Nic>, String> {
+    let words = |e: tap::TapError| one_line(&e);
+    if section.passt {
+        let passt = Passt::start(mac, &section.ports).map_err(|e| one_line(&e))?;
+        return Ok(Some(Nic::Passt(passt)));
+    }
+    if let Some(card) = &section.macvtap {
+        return macvtap::make(name, card, mac).map(Nic::Tap).map(Some).map_err(words);
+    }
+    if section.tap.is_none() && section.bridge.is_none() {
+        return Ok(None);
+    }
+    let name = section.tap.as_deref().unwrap_or(name);
+    if let Some(tap) = macvtap::find(name, mac).map_err(words)? {
+        return Ok(Some(Nic::Tap(tap)));
+    }
+    let tap = Tap::open(name).map_err(words)?;
+    if let Some(bridge) = &section.bridge {
+        tap.attach_to_bridge(bridge).map_err(words)?;
+    }
+    tap.bring_up().map_err(words)?;
+    Ok(Some(Nic::Tap(tap)))
+}
+
 fn start_reader(
-    tap: &Tap,
+    nic: &Nic,
     index: usize,
     shared: &Arc<Shared>,
     queue: &Arc<PacketQueue>,
     is_live: &Arc<AtomicBool>,
-) -> Result<TapWaker, crate::tap::TapError> {
-    let (mut reader, waker) = tap.reader()?;
+) -> Result<TapWaker, String> {
+    let (mut reader, waker) = nic.reader()?;
     let (weak, is_live) = (Arc::downgrade(shared), Arc::clone(is_live));
     let queue = Arc::clone(queue);
     let run = move || {
@@ -182,7 +214,7 @@ fn start_reader(
                 Ok(Some(_)) => {}
                 Ok(None) => return,
                 Err(e) => {
-                    crate::log::line(&format!("a tap cannot be read any more: {}", one_line(&e)));
+                    crate::log::line(&format!("a network cannot be read any more: {e}"));
                     return;
                 }
             }

@@ -30,7 +30,6 @@ use super::shared::Shared;
 use super::snapshots::{Order, Saver};
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing};
 use crate::disk::Completion;
-use crate::one_line::one_line;
 use crate::recording::Recorder;
 use crate::snapshot::{SnapshotId, Sweep};
 
@@ -237,12 +236,12 @@ impl Primary {
         if std::mem::replace(told, offloads) == offloads {
             return;
         }
-        let tap = shared.lock().ports.as_ref().and_then(|ports| ports.tap(dev));
-        if let Some(tap) = tap
-            && let Err(e) = tap.set_offloads(offloads)
+        let nic = shared.lock().ports.as_ref().and_then(|ports| ports.nic(dev));
+        if let Some(nic) = nic
+            && let Err(e) = nic.set_offloads(offloads)
         {
             // What the guest does not take is done in software.
-            tracing(shared, &one_line(&e));
+            tracing(shared, &e);
         }
     }
 

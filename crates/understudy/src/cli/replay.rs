@@ -142,7 +142,7 @@ fn go_on(args: &ReplayArgs, recording: &RecordingDir, player: Player) -> anyhow:
         consoles: machine.consoles,
         rngs: machine.rngs,
         disks: machine.disks.iter().enumerate().map(disk).collect(),
-        nets: vec![NetSection { bridge: None, tap: None, mac: None }; machine.nets.len()],
+        nets: vec![NetSection::default(); machine.nets.len()],
         protection: ProtectionSection { enabled: false, ..ProtectionSection::default() },
     };
     let (text, file) = (String::new(), PathBuf::new());

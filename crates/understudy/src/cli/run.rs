@@ -13,6 +13,7 @@ use host::config::{
     ArbiterSection, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
+use host::passt::PortForward;
 use host::recording::{About, RecordLimit, RecordOptions, parse_duration, start};
 use host::vm::{Definition, Env, Origin, StartOutcome, Vm};
 use machine::engine::EngineKind;
@@ -50,8 +51,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "path=FILE[,format=raw|qcow2][,backing=on][,readonly]", value_parser = parse_disk)]
     disk: Vec<DiskSection>,
     /// A network device; may be given several times.
-    #[arg(long, value_name = "bridge=NAME|tap=NAME[,mac=MAC]", value_parser = parse_net)]
+    #[arg(long, value_name = "bridge=NAME|tap=NAME|macvtap=CARD|passt[,mac=MAC]", value_parser = parse_net)]
     net: Vec<NetSection>,
+    /// Forward a port of this host to the guest, by passt; may be given several times.
+    #[arg(short = 'p', long, value_name = "[ADDRESS:]HOST:GUEST[/udp]")]
+    publish: Vec<PortForward>,
     /// Virtio consoles, beside the UART.
     #[arg(long, value_name = "N", default_value_t = 0)]
     consoles: u8,
@@ -108,20 +112,33 @@ fn parse_disk(text: &str) -> Result<DiskSection, String> {
 }
 
 fn parse_net(text: &str) -> Result<NetSection, String> {
-    let mut net = NetSection { bridge: None, tap: None, mac: None };
+    let mut net = NetSection::default();
     for pair in pairs(text) {
         match pair {
             ("bridge", Some(name)) => net.bridge = Some(name.to_owned()),
             ("tap", Some(name)) => net.tap = Some(name.to_owned()),
+            ("macvtap", Some(name)) => net.macvtap = Some(name.to_owned()),
+            ("passt", None) => net.passt = true,
             ("mac", Some(mac)) => net.mac = Some(mac.to_owned()),
             (key, _) => {
                 return Err(format!(
-                    "unknown part {key:?}: a network device is bridge=NAME or tap=NAME, and mac=MAC"
+                    "unknown part {key:?}: a network device is bridge=NAME, tap=NAME, macvtap=CARD or passt, and mac=MAC"
                 ));
             }
         }
     }
     Ok(net)
+}
+
+/// The network devices; ports that are forwarded go to the first one with passt, which is added if there is none.
+fn nets(mut nets: Vec<NetSection>, ports: Vec<PortForward>) -> Vec<NetSection> {
+    if !ports.is_empty() {
+        match nets.iter_mut().find(|net| net.passt) {
+            Some(net) => net.ports = ports,
+            None => nets.push(NetSection { passt: true, ports, ..NetSection::default() }),
+        }
+    }
+    nets
 }
 
 fn definition(args: RunArgs) -> anyhow::Result<Definition> {
@@ -137,7 +154,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         consoles: args.consoles,
         rngs: 1,
         disks: args.disk,
-        nets: args.net,
+        nets: nets(args.net, args.publish),
         protection: ProtectionSection {
             enabled: false,
             digest_interval_ms: args.digest_interval,
