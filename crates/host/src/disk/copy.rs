@@ -1,7 +1,7 @@
 //! Copies a disk that is in use, so that the copy ends with the contents at one point in the order of requests.
 //!
 //! # Place
-//! Runs on the disk's thread, in slices between requests.
+//! Runs on the disk's thread, in slices between requests; at the freeze no request is under way.
 //!
 //! # States
 //! ```text
@@ -11,7 +11,8 @@
 //! The copy for a snapshot is frozen from the start.
 //!
 //! # Invariants
-//! - INV-COPY-1: the receiver differs from the disk at most in the chunks marked `pending`.
+//! - INV-COPY-1: the receiver differs from the disk at most in the chunks marked `pending`, and in those that are being
+//!   written, which are marked again when that has ended.
 //! - INV-COPY-2: once frozen, a pending chunk is saved before it is written, so what is sent is what it held at the
 //!   point of the freeze.
 //! - The guest never waits for the receiver of a mirror: where the saved chunks exceed a bound, the copy fails, not the
@@ -233,6 +234,16 @@ impl Copier {
                 }
                 CopyPhase::Frozen | CopyPhase::Done | CopyPhase::Failed => {}
             }
+        }
+    }
+
+    /// The range was written: what was copied of it meanwhile may be neither the old nor the new contents.
+    pub(super) fn after_write(&mut self, offset: u64, len: u64) {
+        if len == 0 || !matches!(self.phase, CopyPhase::Passes | CopyPhase::Converged) {
+            return;
+        }
+        for index in offset / CHUNK_BYTES..=(offset + len - 1) / CHUNK_BYTES {
+            self.pending.set(index);
         }
     }
 

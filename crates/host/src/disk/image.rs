@@ -378,6 +378,17 @@ impl Image {
         }
     }
 
+    pub(super) fn is_readonly(&self) -> bool {
+        self.readonly
+    }
+
+    pub(super) fn check_read(&self, offset: u64, len: u32) -> Result<(), String> {
+        if len > super::READ_BYTES_MAX {
+            return Err(self.fail("read", offset, &"the request is too long"));
+        }
+        self.check("read", offset, u64::from(len))
+    }
+
     pub(super) fn check_write(&self, offset: u64, len: u64) -> Result<(), String> {
         if self.readonly {
             return Err(self.fail("write", offset, &"it is read-only"));

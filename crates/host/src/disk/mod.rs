@@ -1,13 +1,16 @@
-//! Disks: requests are carried out strictly in the order of submission, by one thread for each disk.
+//! Disks: requests are carried out many at once, and those whose order matters in the order of submission.
 //!
 //! # Place
 //! The run loop opens an [`Image`], starts a [`DiskHandle`] and submits requests; completions come back through the
-//! function given at the start, called on the disk's thread, which therefore must not wait for the run loop.
-//! [`copy`] reads a disk for a new mirror while requests go on; [`mirror`] is the receiving side.
+//! function given at the start, called on the disk's thread or within the submission, which therefore must not wait for the
+//! run loop. `worker` is the disk's thread, `order` decides what may start, `uring` and `pool` carry out what takes longer,
+//! `limit` slows down. [`copy`] reads a disk for a new mirror while requests go on; [`mirror`] is the receiving side.
 //!
 //! # Invariants
-//! - INV-DISK-1: request n+1 starts after request n ended, so two disks given the same requests have the same contents.
-//! - INV-DISK-2: a flush that ended with [`BlkStatus::Ok`] comes after fdatasync of all writes before it.
+//! - INV-DISK-1: requests that overlap, one of them writing, are carried out in the order of submission, so two disks given
+//!   the same requests have the same contents.
+//! - INV-DISK-2: a flush that ended with [`BlkStatus::Ok`] comes after fdatasync of all writes submitted before it.
+//! - INV-DISK-3: a copy or snapshot has the contents after every request submitted before its moment, and none after it.
 //! - A discarded range reads as zeroes, on every host.
 //!
 //! # Failure
@@ -18,27 +21,39 @@ mod changes;
 pub mod copy;
 mod format;
 mod image;
+mod limit;
 pub mod lock;
 pub mod mirror;
+mod order;
+mod pool;
 pub mod qcow2;
 mod queue;
 mod raw;
 mod source;
+mod uring;
+mod worker;
 
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use machine::io::{BlkOp, BlkStatus};
 
-use self::changes::Changes;
 pub use self::changes::OPENED;
-use self::copy::{ChunkSink, Copier, CopyProgress, Step};
+use self::copy::{ChunkSink, CopyProgress};
 pub use self::format::{DiskFormat, looks_like};
 pub use self::image::{Image, OpenImageError, OpenMode};
+use self::limit::Limiter;
+pub use self::limit::Limits;
+use self::order::Ticket;
+use self::pool::Pool;
 use self::queue::Queue;
 pub(crate) use self::raw::write_zeroes;
 pub use self::source::{DiskSource, Place};
+use self::uring::Ring;
+use self::worker::{Common, Done, Executors, Notes, Worker};
 
 /// Most requests waiting for one disk; a submission waits beyond that.
 pub const REQUESTS_MAX: usize = 1024;
@@ -46,10 +61,35 @@ pub const REQUESTS_MAX: usize = 1024;
 pub const REQUEST_BYTES_MAX: usize = 128 << 20;
 /// Longest read that is carried out.
 pub const READ_BYTES_MAX: u32 = 32 << 20;
-/// While a copy is under way and requests keep coming, a slice of it follows this many requests.
-const REQUESTS_PER_SLICE: u32 = 4;
+/// Longest read that is carried out within the submission, where the page cache has its data.
+const READ_AT_ONCE_BYTES_MAX: u32 = 128 << 10;
 /// How long a copy waits before it offers a chunk again to a sink that was full.
 const SINK_FULL_WAIT: Duration = Duration::from_millis(1);
+
+/// What carries out requests that take longer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aio {
+    /// io_uring where the image is a file and the kernel allows it, threads otherwise.
+    #[default]
+    Auto,
+    /// io_uring; a disk that cannot have it is not started.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+/// How a disk is run on this host; nothing of it is seen by the guest.
+#[derive(Debug, Clone, Default)]
+pub struct DiskOptions {
+    /// What carries out requests that take longer.
+    pub aio: Aio,
+    /// Limits.
+    pub limits: Limits,
+    /// Called before a request is carried out, in place of whatever is faster than threads; may give its error.
+    #[cfg(test)]
+    pub(crate) fault: Option<tests::Fault>,
+}
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,13 +129,27 @@ enum Message {
     Stop,
 }
 
-/// A disk with its thread.
+/// What overtakes messages.
 #[derive(Debug)]
+enum Note {
+    Finished { ticket: Ticket, result: Result<Vec<u8>, String> },
+    Limits(Limits),
+}
+
+/// A disk with its thread.
 pub struct DiskHandle {
-    queue: Arc<Queue<Message>>,
+    dev: u8,
+    queue: Notes,
+    common: Arc<Common>,
+    done: Done,
     status: Arc<Status>,
-    size: u64,
     thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for DiskHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskHandle").field("common", &self.common).finish_non_exhaustive()
+    }
 }
 
 /// Guards what the disk's thread tells and anybody may ask; no other lock is taken while it is held.
@@ -109,43 +163,73 @@ impl Status {
 }
 
 impl DiskHandle {
-    /// Starts the disk's thread; `done` is called there for each completion.
+    /// Starts the disk's thread; `done` is called for each completion, there or within the submission.
     ///
     /// # Errors
-    /// The thread could not be created.
+    /// The thread could not be created, or the io_uring that the options ask for.
     pub fn start(
         dev: u8,
         image: Image,
-        done: impl FnMut(Completion) + Send + 'static,
+        options: DiskOptions,
+        done: impl Fn(Completion) + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new(REQUESTS_MAX, REQUEST_BYTES_MAX));
+        #[cfg(test)]
+        let fault = options.fault.clone();
+        #[cfg(not(test))]
+        let fault: Option<()> = None;
+        let is_direct = fault.is_none();
+        let (image, done): (_, Done) = (Arc::new(image), Arc::new(done));
+        let (ring, bell) = ring(&image, options.aio, is_direct)?;
+        let queue = Arc::new(Queue::new(REQUESTS_MAX, REQUEST_BYTES_MAX, bell));
         let status = Arc::new(Status::default());
-        let size = image.size();
-        let worker = Worker {
-            dev,
-            image,
-            done: Box::new(done),
-            queue: Arc::clone(&queue),
-            status: Arc::clone(&status),
-            copier: None,
-            changes: Changes::new(size),
-            saver: None,
-        };
+        let limits = options.limits;
+        let common = Arc::new(Common::new(Arc::clone(&image), is_direct, limits.is_any()));
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
+        let mut pool = Pool::new(format!("disk{dev}-io"), image, Arc::clone(&queue));
+        #[cfg(test)]
+        pool.set_fault(fault);
+        let executors = Executors { ring, pool, is_direct };
+        let worker = Worker::new(
+            (dev, Arc::clone(&common)),
+            Arc::clone(&done),
+            Arc::clone(&queue),
+            Arc::clone(&status),
+            executors,
+            Limiter::new(limits),
+        );
         let thread =
             std::thread::Builder::new().name(format!("disk{dev}")).spawn(move || worker.run())?;
-        Ok(Self { queue, status, size, thread: Some(thread) })
+        Ok(Self { dev, queue, common, done, status, thread: Some(thread) })
     }
 
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.common.image.size()
     }
 
-    /// Puts a request at the end of the queue. Waits while the queue is full.
+    /// Puts a request at the end of the queue. Waits while the queue is full. A read whose data are at hand, with nothing
+    /// before it, ends within this call.
     pub fn submit(&self, id: u64, op: BlkOp) {
+        let common = &self.common;
+        if let BlkOp::Read { offset, len } = op
+            && len <= READ_AT_ONCE_BYTES_MAX
+            && common.outstanding.load(Ordering::Acquire) == 0
+            && !common.is_limited.load(Ordering::Relaxed)
+            && let Some(data) = common.read_cached(offset, len)
+        {
+            let (dev, status) = (self.dev, BlkStatus::Ok);
+            return (self.done)(Completion { dev, id, status, data, error: None });
+        }
+        common.outstanding.fetch_add(1, Ordering::AcqRel);
         let bytes = if let BlkOp::Write { data, .. } = &op { data.len() } else { 0 };
         self.queue.push(Message::Request { id, op }, bytes);
+    }
+
+    /// Changes the limits, for requests that have not started too.
+    pub fn set_limits(&self, limits: Limits) {
+        self.common.is_limited.store(limits.is_any(), Ordering::Relaxed);
+        self.queue.note(Note::Limits(limits));
     }
 
     /// Requests that wait; the one being carried out is not counted.
@@ -188,133 +272,36 @@ impl DiskHandle {
     }
 }
 
+/// The ring of an image, with the bell that wakes who waits there.
+fn ring(
+    image: &Arc<Image>,
+    aio: Aio,
+    is_direct: bool,
+) -> std::io::Result<(Option<Ring>, Option<Arc<OwnedFd>>)> {
+    let is_wanted = match aio {
+        Aio::Auto => is_direct && image.raw_file().is_some(),
+        Aio::IoUring => true,
+        Aio::Threads => false,
+    };
+    if !is_wanted {
+        return Ok((None, None));
+    }
+    let bell = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?);
+    match Ring::new(Arc::clone(image), Arc::clone(&bell)) {
+        Ok(ring) => Ok((Some(ring), Some(bell))),
+        Err(_) if aio == Aio::Auto => Ok((None, None)),
+        Err(e) => Err(e),
+    }
+}
+
 impl Drop for DiskHandle {
     fn drop(&mut self) {
+        self.queue.note(Note::Limits(Limits::default()));
         self.queue.push_unbounded(Message::Stop);
         if let Some(thread) = self.thread.take() {
             // A panic of the disk's thread was already reported by the panic hook.
             drop(thread.join());
         }
-    }
-}
-
-struct Worker {
-    dev: u8,
-    image: Image,
-    done: Box<dyn FnMut(Completion) + Send>,
-    queue: Arc<Queue<Message>>,
-    status: Arc<Status>,
-    /// Copies to a mirror.
-    copier: Option<Copier>,
-    changes: Changes,
-    /// Copies into a snapshot.
-    saver: Option<Copier>,
-}
-
-impl Worker {
-    fn run(mut self) {
-        let mut since_slice = 0;
-        // How long the queue may be waited for; without a copy under way there is nothing else to do.
-        let mut wait = None;
-        loop {
-            match self.queue.pop(wait) {
-                Some(Message::Request { id, op }) => {
-                    self.serve(id, op);
-                    since_slice += 1;
-                    if since_slice < REQUESTS_PER_SLICE {
-                        continue;
-                    }
-                }
-                Some(Message::BeginCopy { sink }) => {
-                    self.copier = Some(Copier::new(sink, self.image.size()));
-                }
-                Some(Message::FreezeCopy { point }) => {
-                    if let Some(copier) = &mut self.copier {
-                        copier.freeze(point);
-                    }
-                }
-                Some(Message::AbortCopy) => self.copier = None,
-                Some(Message::Snapshot { sink, number, base }) => {
-                    let changed = base.map(|base| self.changes.since(base));
-                    self.changes.begin(number);
-                    let size = self.image.size();
-                    self.saver = Some(Copier::frozen(sink, size, changed, u64::from(number)));
-                }
-                Some(Message::Stop) => return,
-                None => {}
-            }
-            since_slice = 0;
-            wait = self.copy_slice();
-        }
-    }
-
-    /// Copies for a while; returns how long the queue may then be waited for.
-    fn copy_slice(&mut self) -> Option<Duration> {
-        let (copy, mirror_wait) = slice(&mut self.copier, &self.image);
-        let (snapshot, snapshot_wait) = slice(&mut self.saver, &self.image);
-        let mut known = self.status.lock();
-        known.copy = copy.or(known.copy.take());
-        known.snapshot = snapshot.or(known.snapshot.take());
-        mirror_wait.into_iter().chain(snapshot_wait).min()
-    }
-
-    fn serve(&mut self, id: u64, op: BlkOp) {
-        if let Some((offset, len)) = written_range(&op)
-            && self.image.check_write(offset, len).is_ok()
-        {
-            for copier in self.copier.iter_mut().chain(&mut self.saver) {
-                copier.before_write(&self.image, offset, len);
-            }
-            self.changes.mark(offset, len);
-        }
-        let result = match op {
-            BlkOp::Read { offset, len } if len > READ_BYTES_MAX => {
-                Err(self.image.fail("read", offset, &"the request is too long"))
-            }
-            BlkOp::Read { offset, len } => self.image.read(offset, len as usize),
-            BlkOp::Write { offset, data } => self.image.write(offset, &data).map(|()| Vec::new()),
-            BlkOp::Flush => self.image.flush().map(|()| Vec::new()),
-            BlkOp::Discard { offset, len } | BlkOp::WriteZeroes { offset, len } => {
-                self.image.zero(offset, len).map(|()| Vec::new())
-            }
-        };
-        let (status, data, error) = match result {
-            Ok(data) => (BlkStatus::Ok, data, None),
-            Err(error) => (BlkStatus::IoErr, Vec::new(), Some(error)),
-        };
-        if let Some(error) = &error {
-            let mut known = self.status.lock();
-            known.errors += 1;
-            known.last_error = Some(error.clone());
-        }
-        (self.done)(Completion { dev: self.dev, id, status, data, error });
-    }
-}
-
-/// Goes on with a copy, if there is one; says how far it is, and how long the queue may then be waited for.
-fn slice(copier: &mut Option<Copier>, image: &Image) -> (Option<CopyProgress>, Option<Duration>) {
-    let Some(copy) = copier else { return (None, None) };
-    let step = copy.step(image);
-    let progress = copy.progress();
-    let wait = match step {
-        Step::More => Some(Duration::ZERO),
-        Step::SinkFull => Some(SINK_FULL_WAIT),
-        Step::Waiting => None,
-        Step::Ended => {
-            *copier = None;
-            None
-        }
-    };
-    (Some(progress), wait)
-}
-
-fn written_range(op: &BlkOp) -> Option<(u64, u64)> {
-    match op {
-        BlkOp::Write { offset, data } => Some((*offset, data.len() as u64)),
-        BlkOp::Discard { offset, len } | BlkOp::WriteZeroes { offset, len } => {
-            Some((*offset, *len))
-        }
-        BlkOp::Read { .. } | BlkOp::Flush => None,
     }
 }
 

@@ -19,8 +19,31 @@ fn image_file(dir: &Path, size: u64) -> PathBuf {
 fn start(path: &Path, mode: OpenMode) -> (DiskHandle, Receiver<Completion>) {
     let (tx, rx) = channel();
     let image = Image::open(path, mode).unwrap();
-    let disk = DiskHandle::start(3, image, move |c| drop(tx.send(c))).unwrap();
+    let options = DiskOptions::default();
+    let disk = DiskHandle::start(3, image, options, move |c| drop(tx.send(c))).unwrap();
     (disk, rx)
+}
+
+type FaultFn = dyn Fn(&BlkOp) -> Option<String> + Send + Sync;
+
+/// What a test does before a request, which then fails with the text that it gives, if any.
+#[derive(Clone)]
+pub(super) struct Fault(Arc<FaultFn>);
+
+impl Fault {
+    fn new(what: impl Fn(&BlkOp) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(what))
+    }
+
+    pub(super) fn of(&self, op: &BlkOp) -> Option<String> {
+        (self.0)(op)
+    }
+}
+
+impl std::fmt::Debug for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fault")
+    }
 }
 
 fn write(offset: u64, byte: u8, len: usize) -> BlkOp {
@@ -40,7 +63,7 @@ fn wait_for(disk: &DiskHandle, what: impl Fn(&DiskStatus) -> bool) -> DiskStatus
 }
 
 #[test]
-fn requests_are_carried_out_in_order() {
+fn requests_that_overlap_are_carried_out_in_order() {
     let tmp = tempfile::tempdir().unwrap();
     let path = image_file(tmp.path(), 1 << 20);
     let (disk, done) = start(&path, OpenMode::Exclusive);
@@ -53,7 +76,9 @@ fn requests_are_carried_out_in_order() {
     disk.submit(103, BlkOp::WriteZeroes { offset: 1024, len: 512 });
     disk.submit(104, BlkOp::Read { offset: 0, len: 2048 });
     drop(disk);
-    let all: Vec<_> = done.iter().collect();
+    let mut all: Vec<_> = done.iter().collect();
+    // What does not overlap may end in any order.
+    all.sort_by_key(|c| c.id);
     let ids: Vec<_> = all.iter().map(|c| c.id).collect();
     assert_eq!(ids, (0..=104).collect::<Vec<_>>());
     assert!(all.iter().all(|c| c.dev == 3 && c.status == BlkStatus::Ok && c.error.is_none()));
@@ -72,7 +97,8 @@ fn requests_that_cannot_be_carried_out_fail_and_the_disk_goes_on() {
     disk.submit(3, BlkOp::Read { offset: 0, len: u32::MAX });
     disk.submit(4, BlkOp::Discard { offset: 512, len: u64::MAX });
     disk.submit(5, BlkOp::Read { offset: 0, len: 512 });
-    let all: Vec<_> = (0..6).map(|_| done.recv_timeout(LIMIT).unwrap()).collect();
+    let mut all: Vec<_> = (0..6).map(|_| done.recv_timeout(LIMIT).unwrap()).collect();
+    all.sort_by_key(|c| c.id);
     for c in &all[..5] {
         assert_eq!(c.status, BlkStatus::IoErr);
         assert!(c.error.as_ref().unwrap().contains("disk.img"), "{c:?}");
@@ -412,4 +438,191 @@ fn image_is_resized_and_used_by_several_threads_at_once() {
     assert_eq!(image.refresh_size(), Ok(3 << 20));
     let reader = Image::open(&path, OpenMode::ReadOnly).unwrap();
     assert!(reader.resize(4 << 20).unwrap_err().contains("read-only"));
+}
+
+/// The ways in which requests can be carried out.
+fn ways() -> Vec<(&'static str, DiskOptions)> {
+    let slow = Fault::new(|op| {
+        // Some take much longer than others.
+        let at = match op {
+            BlkOp::Read { offset, .. } | BlkOp::Write { offset, .. } => *offset,
+            BlkOp::Discard { offset, .. } | BlkOp::WriteZeroes { offset, .. } => offset ^ 512,
+            BlkOp::Flush => 0,
+        };
+        std::thread::sleep(Duration::from_micros(at / 512 % 7 * 100));
+        None
+    });
+    let aio = |aio| DiskOptions { aio, ..DiskOptions::default() };
+    let nothing = Some(Fault::new(|_| None));
+    vec![
+        ("the ring alone", DiskOptions { fault: nothing, ..aio(Aio::IoUring) }),
+        ("as usual", aio(Aio::Auto)),
+        ("threads", aio(Aio::Threads)),
+        ("slow threads", DiskOptions { fault: Some(slow), ..DiskOptions::default() }),
+    ]
+}
+
+fn start_with(path: &Path, options: DiskOptions) -> (DiskHandle, Receiver<Completion>) {
+    let (tx, rx) = channel();
+    let open = || Image::open(path, OpenMode::Exclusive).unwrap();
+    let done = move |c| drop(tx.send(c));
+    let disk = DiskHandle::start(0, open(), options.clone(), done.clone());
+    let disk = disk.or_else(|e| {
+        eprintln!("this kernel allows no io_uring ({e}): threads are tested twice");
+        let options = DiskOptions { aio: Aio::Threads, ..options };
+        DiskHandle::start(0, open(), options, done)
+    });
+    (disk.unwrap(), rx)
+}
+
+/// Carries a request out on `model`; a read gives what it has to find.
+fn on_model(model: &mut [u8], op: &BlkOp) -> Option<Vec<u8>> {
+    let range = |offset: u64, len: u64| offset as usize..(offset + len) as usize;
+    match op {
+        BlkOp::Read { offset, len } => {
+            return Some(model[range(*offset, u64::from(*len))].to_vec());
+        }
+        BlkOp::Write { offset, data } => {
+            model[range(*offset, data.len() as u64)].copy_from_slice(data);
+        }
+        BlkOp::Discard { offset, len } | BlkOp::WriteZeroes { offset, len } => {
+            model[range(*offset, *len)].fill(0);
+        }
+        BlkOp::Flush => {}
+    }
+    None
+}
+
+#[test]
+fn random_histories_end_as_in_order_whatever_carries_them_out() {
+    const SIZE: u64 = 5 * CHUNK_BYTES + 512;
+    for (way, options) in ways() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = image_file(tmp.path(), SIZE);
+        let target = tmp.path().join("mirror.img");
+        let (disk, done) = start_with(&path, options);
+        let mut random = random_writes(SIZE);
+        let mut model = vec![0; SIZE as usize];
+        let mut expected = std::collections::BTreeMap::new();
+        let mut id = 0;
+        let mut submit = |model: &mut Vec<u8>| {
+            for _ in 0..60 {
+                let op = match random(id) {
+                    BlkOp::Write { offset, data } if id % 3 == 0 => {
+                        BlkOp::Read { offset, len: data.len() as u32 }
+                    }
+                    BlkOp::WriteZeroes { .. } if id % 5 == 0 => BlkOp::Flush,
+                    op => op,
+                };
+                expected.insert(id, on_model(model, &op).unwrap_or_default());
+                disk.submit(id, op);
+                id += 1;
+            }
+        };
+        // A mirror, with a snapshot taken while it is made, both with writes under way before and after.
+        let (tx, mirror_items) = sync_channel(2);
+        submit(&mut model);
+        disk.begin_copy(Box::new(tx));
+        submit(&mut model);
+        let (tx, items) = sync_channel(2);
+        disk.begin_snapshot(Box::new(tx), 2, None);
+        let at_snapshot = model.clone();
+        submit(&mut model);
+        disk.freeze_copy(77);
+        let at_freeze = model.clone();
+        submit(&mut model);
+        let copy = target.clone();
+        let receiver = std::thread::spawn(move || receive(&mirror_items, &copy, SIZE));
+        let mut snapshot = vec![0; SIZE as usize];
+        overlay(&items, &mut snapshot, 2);
+        receiver.join().unwrap();
+        submit(&mut model);
+        assert!(snapshot == at_snapshot, "{way}: the snapshot differs");
+        assert!(std::fs::read(&target).unwrap() == at_freeze, "{way}: the mirror differs");
+        drop(disk);
+        let mut count = 0;
+        for c in done.iter() {
+            assert_eq!(c.status, BlkStatus::Ok, "{way}: {c:?}");
+            assert!(c.data == expected[&c.id], "{way}: read {} found something else", c.id);
+            count += 1;
+        }
+        assert_eq!(count, id);
+        assert!(std::fs::read(&path).unwrap() == model, "{way}: the disk differs");
+    }
+}
+
+#[test]
+fn requests_that_do_not_overlap_do_not_wait_for_each_other() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), 1 << 20);
+    let (go, gate) = channel::<()>();
+    let gate = Mutex::new(gate);
+    let fault = Fault::new(move |op| {
+        if matches!(op, BlkOp::Write { offset: 0, .. }) {
+            gate.lock().unwrap().recv().unwrap();
+        }
+        None
+    });
+    let options = DiskOptions { fault: Some(fault), ..DiskOptions::default() };
+    let (disk, done) = start_with(&path, options);
+    disk.submit(0, write(0, 1, 1024));
+    disk.submit(1, BlkOp::Read { offset: 512, len: 512 });
+    disk.submit(2, BlkOp::Flush);
+    disk.submit(3, write(1024, 2, 512));
+    disk.submit(4, BlkOp::Read { offset: 1024, len: 512 });
+    let next = || done.recv_timeout(LIMIT).unwrap();
+    assert_eq!(next().id, 3);
+    assert_eq!(next().id, 4);
+    assert!(done.try_recv().is_err());
+    go.send(()).unwrap();
+    let mut rest = [next(), next(), next()];
+    assert_eq!(rest[0].id, 0);
+    rest.sort_by_key(|c| c.id);
+    assert_eq!(rest[1].data, [1; 512]);
+    assert_eq!(rest[2].id, 2);
+}
+
+#[test]
+fn a_flush_that_fails_says_so_and_the_disk_goes_on() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), 1 << 20);
+    let fault = Fault::new(|op| {
+        matches!(op, BlkOp::Flush).then(|| "cannot flush: the cable is out".to_owned())
+    });
+    let options = DiskOptions { fault: Some(fault), ..DiskOptions::default() };
+    let (disk, done) = start_with(&path, options);
+    disk.submit(0, write(0, 1, 512));
+    disk.submit(1, BlkOp::Flush);
+    let first = done.recv_timeout(LIMIT).unwrap();
+    assert_eq!((first.id, first.status), (0, BlkStatus::Ok));
+    let second = done.recv_timeout(LIMIT).unwrap();
+    assert_eq!((second.id, second.status), (1, BlkStatus::IoErr));
+    assert!(disk.status().last_error.unwrap().contains("cable"));
+    disk.submit(2, BlkOp::Read { offset: 0, len: 512 });
+    assert_eq!(done.recv_timeout(LIMIT).unwrap().data, [1; 512]);
+}
+
+#[test]
+fn limits_slow_down_and_can_be_lifted() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = image_file(tmp.path(), 1 << 20);
+    let limits = Limits { iops: Some(1), iops_burst: Some(2), ..Limits::default() };
+    let options = DiskOptions { limits, ..DiskOptions::default() };
+    let (disk, done) = start_with(&path, options);
+    for id in 0..100 {
+        disk.submit(id, BlkOp::Read { offset: 512 * id, len: 512 });
+    }
+    done.recv_timeout(LIMIT).unwrap();
+    // With the limit this would take more than a minute.
+    disk.set_limits(Limits::default());
+    for _ in 1..100 {
+        done.recv_timeout(LIMIT).unwrap();
+    }
+    disk.set_limits(limits);
+    for id in 0..100 {
+        disk.submit(id, BlkOp::Read { offset: 512 * id, len: 512 });
+    }
+    // A disk that is let go does not wait either.
+    drop(disk);
+    assert_eq!(done.iter().count(), 100);
 }

@@ -14,7 +14,7 @@ use super::shared::Shared;
 use super::vcpu::{DiskPort, Disks, Mail};
 use crate::config::{DiskMode, DiskSection, Drawn, VmConfig};
 use crate::disk::lock::ImageLock;
-use crate::disk::{DiskHandle, DiskSource, Image, OpenMode};
+use crate::disk::{DiskHandle, DiskOptions, DiskSource, Image, OpenMode};
 use crate::one_line::one_line;
 use crate::recording::RecordOptions;
 
@@ -128,7 +128,8 @@ impl Definition {
         let weak = Arc::downgrade(shared);
         let theirs = lock.clone();
         let dev = u8::try_from(index).map_err(|_| "too many disks".to_owned())?;
-        let handle = DiskHandle::start(dev, image, move |done| {
+        let options = DiskOptions::default();
+        let handle = DiskHandle::start(dev, image, options, move |done| {
             let Some(shared) = weak.upgrade() else { return };
             if let Some(reason) = theirs.as_ref().and_then(|lock| lock.lost()) {
                 // The guest of a machine that has lost its place hears of no error: it will hear nothing any more.
