@@ -26,6 +26,10 @@ path = "/srv/web.img"
 path = "tools.img"
 mode = "shared"
 readonly = true
+aio = "threads"
+iops = 500
+bytes_per_second = "50M"
+bytes_burst = "1G"
 
 [[net]]
 bridge = "br0"
@@ -226,4 +230,23 @@ fn made_mac_addresses_are_stable_and_differ() {
     assert_ne!(stable_mac("web", 0), stable_mac("web", 1));
     assert_ne!(stable_mac("web", 0), stable_mac("web2", 0));
     assert_eq!(stable_mac("web", 0)[0] & 3, 2);
+}
+
+#[test]
+fn limits_of_a_disk_are_read_and_none_is_zero() {
+    let config = vm(VM).unwrap();
+    let limits = crate::disk::Limits {
+        iops: Some(500),
+        bytes_per_second: Some(50 << 20),
+        bytes_burst: Some(1 << 30),
+        ..crate::disk::Limits::default()
+    };
+    assert_eq!(
+        (config.disks[1].limits(), config.disks[1].aio),
+        (limits, crate::disk::Aio::Threads)
+    );
+    assert!(!config.disks[0].limits().is_any());
+    let text = VM.replace("iops = 500", "iops = 0");
+    assert!(vm(&text).unwrap_err().contains("without a limit"), "{:?}", vm(&text));
+    assert!(vm(&VM.replace("\"threads\"", "\"fibres\"")).unwrap_err().contains("fibres"));
 }

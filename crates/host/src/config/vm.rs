@@ -13,7 +13,7 @@ use super::{
     parse_toml, problem, read_text,
 };
 use crate::disk::lock::default_path;
-use crate::disk::{DiskFormat, DiskSource};
+use crate::disk::{Aio, DiskFormat, DiskSource, Limits};
 use crate::name::check_name;
 use crate::passt::{PORTS_MAX, PortForward};
 use crate::recording::parse_duration;
@@ -55,6 +55,19 @@ pub struct DiskSection {
     /// Whether the guest may only read.
     #[serde(default)]
     pub readonly: bool,
+    /// What carries out requests that take longer.
+    #[serde(default)]
+    pub aio: Aio,
+    /// Most reads, writes and discards in a second.
+    pub iops: Option<u64>,
+    /// How many of them may come at once after a pause; a tenth of a second's when absent.
+    pub iops_burst: Option<u64>,
+    /// Most bytes read and written in a second; written as `"50M"`.
+    #[serde(default, deserialize_with = "some_size")]
+    pub bytes_per_second: Option<u64>,
+    /// How many of them may come at once after a pause; a tenth of a second's when absent.
+    #[serde(default, deserialize_with = "some_size")]
+    pub bytes_burst: Option<u64>,
     /// The lock file of a shared image: beside a file that is one, when absent.
     pub lock: Option<PathBuf>,
 }
@@ -95,6 +108,17 @@ fn is_url(path: &Path) -> bool {
 }
 
 impl DiskSection {
+    /// The limits of its requests.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            iops: self.iops,
+            bytes_per_second: self.bytes_per_second,
+            iops_burst: self.iops_burst,
+            bytes_burst: self.bytes_burst,
+        }
+    }
+
     /// Where the image is and what it is.
     #[must_use]
     pub fn source(&self) -> DiskSource {
@@ -116,7 +140,24 @@ impl DiskSection {
         if self.backing && !is_qcow2 {
             return Err(problem("backing", "backing is for format = \"qcow2\"".to_owned()));
         }
-        self.check_lock()
+        self.check_lock()?;
+        self.check_limits()
+    }
+
+    fn check_limits(&self) -> Result<(), Problem> {
+        let limits = [
+            ("iops", self.iops),
+            ("iops_burst", self.iops_burst),
+            ("bytes_per_second", self.bytes_per_second),
+            ("bytes_burst", self.bytes_burst),
+        ];
+        match limits.into_iter().find(|(_, value)| *value == Some(0)) {
+            None => Ok(()),
+            Some((key, _)) => {
+                let text = format!("{key} is 0: a disk without a limit has no such key");
+                Err(problem(key, text))
+            }
+        }
     }
 }
 
@@ -221,6 +262,10 @@ fn one() -> u8 {
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map_err(serde::de::Error::custom)
+}
+
+fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(deserializer).map(Some)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -79,6 +79,19 @@ pub enum Aio {
     Threads,
 }
 
+impl std::str::FromStr for Aio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "threads" => Ok(Self::Threads),
+            _ => Err(format!("{text:?} is none of auto, io_uring and threads")),
+        }
+    }
+}
+
 /// How a disk is run on this host; nothing of it is seen by the guest.
 #[derive(Debug, Clone, Default)]
 pub struct DiskOptions {
@@ -89,6 +102,19 @@ pub struct DiskOptions {
     /// Called before a request is carried out, in place of whatever is faster than threads; may give its error.
     #[cfg(test)]
     pub(crate) fault: Option<tests::Fault>,
+}
+
+impl DiskOptions {
+    /// These.
+    #[must_use]
+    pub fn new(aio: Aio, limits: Limits) -> Self {
+        Self {
+            aio,
+            limits,
+            #[cfg(test)]
+            fault: None,
+        }
+    }
 }
 
 /// How a request ended.

@@ -110,9 +110,8 @@ impl<T, N> Queue<T, N> {
     /// Waits for a note, for an entry if those are wanted, or until the time is over; without one, for as long as it takes.
     pub(super) fn wait(&self, for_entries: bool, time: Option<Duration>) {
         let state = self.lock();
-        let nothing = |s: &mut State<T, N>| {
-            s.notes.is_empty() && !(for_entries && !s.entries.is_empty())
-        };
+        let nothing =
+            |s: &mut State<T, N>| s.notes.is_empty() && !(for_entries && !s.entries.is_empty());
         match time {
             None => drop(self.filled.wait_while(state, nothing)),
             Some(Duration::ZERO) => {}

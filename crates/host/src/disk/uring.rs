@@ -91,7 +91,12 @@ impl Ring {
     ///
     /// # Errors
     /// There is no room: the buffer comes back.
-    pub(super) fn push(&mut self, ticket: Ticket, op: RingOp, buffer: Vec<u8>) -> Result<(), Vec<u8>> {
+    pub(super) fn push(
+        &mut self,
+        ticket: Ticket,
+        op: RingOp,
+        buffer: Vec<u8>,
+    ) -> Result<(), Vec<u8>> {
         let Some(file) = self.image.raw_file() else { return Err(buffer) };
         let fd = Fd(file.as_raw_fd());
         if self.pending.contains_key(&ticket) {

@@ -316,7 +316,9 @@ impl Worker {
             (RingOp::Write { .. }, Ok(n)) if n == buffer.len() => Ok(Vec::new()),
             (RingOp::Flush, Ok(_)) => Ok(Vec::new()),
             (RingOp::Flush, Err(e)) if !retries(&e) => Err(image.fail("flush", 0, &e)),
-            (RingOp::Read { offset }, Err(e)) if !retries(&e) => Err(image.fail("read", offset, &e)),
+            (RingOp::Read { offset }, Err(e)) if !retries(&e) => {
+                Err(image.fail("read", offset, &e))
+            }
             (RingOp::Write { offset }, Err(e)) if !retries(&e) => {
                 Err(image.fail("write", offset, &e))
             }

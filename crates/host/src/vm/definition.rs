@@ -14,7 +14,7 @@ use super::shared::Shared;
 use super::vcpu::{DiskPort, Disks, Mail};
 use crate::config::{DiskMode, DiskSection, Drawn, VmConfig};
 use crate::disk::lock::ImageLock;
-use crate::disk::{DiskHandle, DiskOptions, DiskSource, Image, OpenMode};
+use crate::disk::{DiskHandle, DiskOptions, DiskSource, Image, Limits, OpenMode};
 use crate::one_line::one_line;
 use crate::recording::RecordOptions;
 
@@ -93,6 +93,9 @@ impl Definition {
             self.open_disk(shared, index, epoch, lock)
         };
         let disks = (0..self.config.disks.len()).map(open).collect::<Result<Disks, _>>()?;
+        if locks.is_some() {
+            self.limit(&disks);
+        }
         let ports = Ports::open(self, shared, disks.clone(), locks.is_some())?;
         shared.lock().ports = Some(ports);
         Ok(disks)
@@ -128,7 +131,8 @@ impl Definition {
         let weak = Arc::downgrade(shared);
         let theirs = lock.clone();
         let dev = u8::try_from(index).map_err(|_| "too many disks".to_owned())?;
-        let options = DiskOptions::default();
+        // A follower's requests are the live machine's, which are limited there: see `limit`.
+        let options = DiskOptions::new(section.aio, Limits::default());
         let handle = DiskHandle::start(dev, image, options, move |done| {
             let Some(shared) = weak.upgrade() else { return };
             if let Some(reason) = theirs.as_ref().and_then(|lock| lock.lost()) {
@@ -140,9 +144,19 @@ impl Definition {
             }
             shared.mailbox.post(Mail::DiskDone { epoch, done });
         })
-        .map_err(|e| format!("VM {}: cannot start a disk's thread: {e}", self.config.name))?;
+        .map_err(|e| {
+            let (vm, path) = (&self.config.name, section.path.display());
+            format!("VM {vm}: cannot start disk {path} with aio {:?}: {e}", section.aio)
+        })?;
         let is_mirrored = section.mode == DiskMode::Mirrored;
         Ok(DiskPort { handle: Arc::new(handle), is_mirrored, lock })
+    }
+
+    /// Limits the disks of a machine that is live.
+    pub(crate) fn limit(&self, disks: &Disks) {
+        for (disk, section) in disks.iter().zip(&self.config.disks) {
+            disk.handle.set_limits(section.limits());
+        }
     }
 
     fn fail(&self, e: &dyn std::error::Error) -> String {

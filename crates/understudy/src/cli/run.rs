@@ -48,7 +48,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     u_boot: Option<PathBuf>,
     /// A disk; may be given several times.
-    #[arg(long, value_name = "path=FILE[,format=raw|qcow2][,backing=on][,readonly]", value_parser = parse_disk)]
+    #[arg(long, value_name = "path=FILE[,format=raw|qcow2][,readonly][,iops=N][,bps=SIZE]...", value_parser = parse_disk)]
     disk: Vec<DiskSection>,
     /// A network device; may be given several times.
     #[arg(long, value_name = "bridge=NAME|tap=NAME|macvtap=CARD|passt[,mac=MAC]", value_parser = parse_net)]
@@ -89,6 +89,10 @@ fn pairs(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     })
 }
 
+fn parse_count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number"))
+}
+
 fn parse_disk(text: &str) -> Result<DiskSection, String> {
     let mut disk = DiskSection::default();
     for pair in pairs(text) {
@@ -98,9 +102,15 @@ fn parse_disk(text: &str) -> Result<DiskSection, String> {
             ("readonly" | "backing", Some("off")) => {}
             ("format", Some(format)) => disk.format = Some(format.parse()?),
             ("backing", Some("on")) => disk.backing = true,
+            ("aio", Some(aio)) => disk.aio = aio.parse()?,
+            ("iops", Some(n)) => disk.iops = Some(parse_count(n)?),
+            ("iops-burst", Some(n)) => disk.iops_burst = Some(parse_count(n)?),
+            ("bps", Some(n)) => disk.bytes_per_second = Some(parse_size(n)?),
+            ("bps-burst", Some(n)) => disk.bytes_burst = Some(parse_size(n)?),
             (key, _) => {
                 return Err(format!(
-                    "unknown part {key:?}: a disk is path=FILE[,format=raw|qcow2][,backing=on][,readonly]"
+                    "unknown part {key:?}: a disk is path=FILE[,format=raw|qcow2][,backing=on][,readonly]\
+                     [,iops=N][,bps=SIZE][,iops-burst=N][,bps-burst=SIZE][,aio=auto|io_uring|threads]"
                 ));
             }
         }
