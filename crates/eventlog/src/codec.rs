@@ -24,6 +24,9 @@
 //! | 8 | console bytes | length as a varint, bytes |
 //! | 9 | entropy | length as a varint, bytes |
 //! | 10 | power off | |
+//! | 11 | disk resized | size in bytes as a varint |
+//!
+//! Kind 11 came later than version 2, within it: a log without it is as before, and an older build refuses one that has it.
 
 use machine::io::{BlkStatus, Input};
 
@@ -43,6 +46,7 @@ const BLK_LOCAL: u8 = 7;
 const CONSOLE: u8 = 8;
 const ENTROPY: u8 = 9;
 const POWER_OFF: u8 = 10;
+const DISK_RESIZED: u8 = 11;
 const DEV_FOLLOWS: u8 = 15;
 
 /// What the clock input before a record said; clock entries are coded as the difference to it.
@@ -181,7 +185,7 @@ impl Encoder {
         let len = match input {
             Input::NetRx { packet: data, .. } | Input::BlkDone { data, .. } => data.len(),
             Input::Console { bytes, .. } | Input::Entropy { bytes, .. } => bytes.len(),
-            Input::Clock { .. } | Input::PowerOff => 0,
+            Input::Clock { .. } | Input::PowerOff | Input::DiskResized { .. } => 0,
         };
         if len > DATA_MAX {
             return Err(AppendError::TooLong { len });
@@ -233,6 +237,10 @@ impl Encoder {
                 put_bytes(out, bytes);
             }
             Input::PowerOff => head(out, POWER_OFF, None, delta),
+            Input::DiskResized { dev, size } => {
+                head(out, DISK_RESIZED, Some(*dev), delta);
+                put_varint(out, *size);
+            }
         }
     }
 }
@@ -364,8 +372,11 @@ impl Cursor<'_> {
         let tag = self.byte()?;
         let unknown = Stop::Bad(DecodeError::UnknownTag { tag, at: self.at });
         let (kind, nibble) = (tag & 15, tag >> 4);
-        let has_dev = matches!(kind, NET_RX | BLK_DATA | BLK_DONE | BLK_LOCAL | CONSOLE | ENTROPY);
-        if kind > POWER_OFF || (!has_dev && nibble != 0) {
+        let has_dev = matches!(
+            kind,
+            NET_RX | BLK_DATA | BLK_DONE | BLK_LOCAL | CONSOLE | ENTROPY | DISK_RESIZED
+        );
+        if kind > DISK_RESIZED || (!has_dev && nibble != 0) {
             return Err(unknown);
         }
         let dev = if has_dev && nibble == DEV_FOLLOWS { self.byte()? } else { nibble };
@@ -396,6 +407,7 @@ impl Cursor<'_> {
             CONSOLE => Entry::Input(Input::Console { dev, bytes: self.data()? }),
             ENTROPY => Entry::Input(Input::Entropy { dev, bytes: self.data()? }),
             POWER_OFF => Entry::Input(Input::PowerOff),
+            DISK_RESIZED => Entry::Input(Input::DiskResized { dev, size: self.varint()? }),
             _ => return Err(unknown),
         };
         Ok(Record { icount, entry })

@@ -87,7 +87,8 @@ impl Entry {
             | Input::NetRx { .. }
             | Input::Console { .. }
             | Input::Entropy { .. }
-            | Input::PowerOff => None,
+            | Input::PowerOff
+            | Input::DiskResized { .. } => None,
         }
     }
 }

@@ -104,6 +104,30 @@ pub enum Request {
         /// The snapshot.
         name: String,
     },
+    /// Limit a disk of a VM that runs here; what is absent has no limit.
+    LimitDisk {
+        /// The VM.
+        vm: String,
+        /// Index of the disk.
+        disk: u8,
+        /// Reads, writes and discards in a second.
+        iops: Option<u64>,
+        /// How many of them may come at once.
+        iops_burst: Option<u64>,
+        /// Bytes in a second.
+        bytes_per_second: Option<u64>,
+        /// How many of them may come at once.
+        bytes_burst: Option<u64>,
+    },
+    /// Make a disk of a VM that runs here bigger.
+    ResizeDisk {
+        /// The VM.
+        vm: String,
+        /// Index of the disk.
+        disk: u8,
+        /// Its size in bytes from then on.
+        size: u64,
+    },
     /// Make this connection a console.
     Console {
         /// The VM.

@@ -22,10 +22,11 @@ use crate::control::{
     ErrorCode, Handler, Progress, Protection, Request, Response, Role, ServeConsole, Server,
     VmStatus,
 };
+use crate::disk::Limits;
 use crate::log::line;
 use crate::name::check_name;
 use crate::one_line::one_line;
-use crate::vm::{BULK, Definition, Env, LOG, Preamble, StartOutcome, Vm};
+use crate::vm::{BULK, ChangeDiskError, Definition, Env, LOG, Preamble, StartOutcome, Vm};
 
 /// Time for a peer's first frame.
 const PREAMBLE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -282,6 +283,24 @@ impl Daemon {
         Err(Response::error(ErrorCode::NotFound, text))
     }
 
+    fn change_disk(
+        &self,
+        name: &str,
+        change: impl FnOnce(&Vm) -> Result<(), ChangeDiskError>,
+    ) -> Result<(), Response> {
+        let (vm, _) = self.live(name)?;
+        change(&vm).map_err(|e| {
+            let code = match &e {
+                ChangeDiskError::NoDisk { .. } => ErrorCode::NotFound,
+                ChangeDiskError::Size { .. } => ErrorCode::BadRequest,
+                ChangeDiskError::Image { .. } | ChangeDiskError::NotTold { .. } => {
+                    ErrorCode::Failed
+                }
+            };
+            Response::error(code, e.to_string())
+        })
+    }
+
     fn failover(&self, name: &str) -> Result<(), Response> {
         let (vm, status) = self.live(name)?;
         if status.state != Protection::Protected {
@@ -360,6 +379,13 @@ impl Handler for Control {
                 daemon.restore_snapshot(&vm, &name, force, clone, tell)
             }
             Request::DeleteSnapshot { vm, name } => daemon.delete_snapshot(&vm, &name, tell),
+            Request::LimitDisk { vm, disk, iops, iops_burst, bytes_per_second, bytes_burst } => {
+                let limits = Limits { iops, bytes_per_second, iops_burst, bytes_burst };
+                done(daemon.change_disk(&vm, |vm| vm.limit_disk(disk, limits)))
+            }
+            Request::ResizeDisk { vm, disk, size } => {
+                done(daemon.change_disk(&vm, |vm| vm.resize_disk(disk, size)))
+            }
             Request::Console { .. } => {
                 Response::error(ErrorCode::BadRequest, "not a request for an answer")
             }

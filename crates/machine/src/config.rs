@@ -19,7 +19,7 @@ pub struct NetConfig {
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
-    /// Size in bytes, a multiple of 512.
+    /// Size in bytes at power-on, a multiple of 512; see [`crate::io::Input::DiskResized`].
     pub size: u64,
     /// Whether the guest may write.
     pub readonly: bool,

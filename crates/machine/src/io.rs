@@ -55,6 +55,13 @@ pub enum Input {
     },
     /// The operator wants the machine powered off at once.
     PowerOff,
+    /// A disk has grown; what is new reads as zeroes.
+    DiskResized {
+        /// Index of the block device.
+        dev: u8,
+        /// Its size in bytes from here on: more than before.
+        size: u64,
+    },
 }
 
 /// How a block request ended; virtio 1.2 section 5.2.6.

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::board::boot::{self, LoadError};
+use crate::board::state::DeviceSaved;
 use crate::board::{
     self, ApplyError, Board, BoardRequest, BoardSaved, BusCtx, LoadBoardError, NetRoom,
 };
@@ -124,6 +125,26 @@ pub struct MachineSaved {
     pub harts: Vec<HartSaved>,
     pub board: BoardSaved,
     pub halted: Option<HaltReason>,
+}
+
+impl MachineSaved {
+    /// Sizes of the disks in bytes at that moment, in order.
+    #[must_use]
+    pub fn disk_sizes(&self) -> Vec<u64> {
+        let grown = self.board.slots.iter().filter_map(|slot| match &slot.device {
+            DeviceSaved::Blk(_) => Some(None),
+            DeviceSaved::ResizedBlk(disk) => Some(Some(disk.size)),
+            DeviceSaved::Empty
+            | DeviceSaved::Net(_)
+            | DeviceSaved::Console(_)
+            | DeviceSaved::Rng(_) => None,
+        });
+        let sizes = self.config.disks.iter().map(|disk| disk.size);
+        sizes
+            .zip(grown.chain(std::iter::repeat(None)))
+            .map(|(size, now)| now.unwrap_or(size))
+            .collect()
+    }
 }
 
 /// A machine. See the module documentation.
@@ -274,6 +295,12 @@ impl Machine {
     #[must_use]
     pub fn outstanding(&self) -> Vec<OutputKind> {
         self.board.outstanding()
+    }
+
+    /// See [`Board::disk_sizes`].
+    #[must_use]
+    pub fn disk_sizes(&self) -> Vec<u64> {
+        self.board.disk_sizes()
     }
 
     /// See [`Board::net_room`].

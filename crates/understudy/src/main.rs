@@ -77,6 +77,8 @@ enum Command {
     Unprotect(cli::client::VmArgs),
     /// Take, list, restore and delete snapshots of VMs.
     Snapshot(cli::snapshot::SnapshotArgs),
+    /// Limit or resize a disk of a VM that runs on this host.
+    Disk(cli::disk::DiskArgs),
     /// Power a VM off, at once.
     Stop(cli::client::VmArgs),
 }
@@ -120,6 +122,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Unprotect(args) => {
             cli::client::simple(&args, |vm| host::control::Request::Unprotect { vm })
         }
+        Command::Disk(args) => cli::disk::run(args),
         Command::Snapshot(args) => cli::snapshot::run(args),
         Command::Stop(args) => cli::client::simple(&args, |vm| host::control::Request::Stop { vm }),
     }

@@ -25,6 +25,7 @@ fn golden() -> Vec<Record> {
         rec(65703, Entry::Input(Input::Console { dev: 0, bytes: b"hi".to_vec() })),
         rec(65703, Entry::Input(Input::Entropy { dev: 0, bytes: vec![1] })),
         rec(65704, Entry::Input(Input::PowerOff)),
+        rec(65705, Entry::Input(Input::DiskResized { dev: 1, size: 1 << 30 })),
     ]
 }
 
@@ -40,6 +41,7 @@ const GOLDEN: &[u8] = &[
     8, 1, 2, b'h', b'i', // console
     9, 0, 1, 1, // entropy
     10, 1, // power off
+    0x1b, 1, 0x80, 0x80, 0x80, 0x80, 4, // disk resized
 ];
 
 fn encode(records: &[Record]) -> Vec<u8> {
@@ -60,7 +62,7 @@ fn golden_bytes_have_not_changed() {
         assert_eq!(decoder.next().unwrap(), Some(want));
     }
     assert_eq!(decoder.next(), Ok(None));
-    assert_eq!(decoder.position(), LogPos { lsn: 11, icount: 65704 });
+    assert_eq!(decoder.position(), LogPos { lsn: 12, icount: 65705 });
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn record_before_the_end_is_refused() {
 #[test]
 fn decoder_stays_failed_and_forgets_its_bytes() {
     let mut decoder = Decoder::new(LogPos::default(), ClockBase::default());
-    decoder.push(&[11, 0]);
+    decoder.push(&[12, 0]);
     let error = decoder.next().unwrap_err();
     decoder.push(&[0, 0]);
     assert_eq!(decoder.next(), Err(error));
@@ -140,6 +142,8 @@ fn entry() -> impl Strategy<Value = Entry> {
         (any::<u8>(), bytes()).prop_map(|(dev, bytes)| Entry::Input(Input::Console { dev, bytes })),
         (any::<u8>(), bytes()).prop_map(|(dev, bytes)| Entry::Input(Input::Entropy { dev, bytes })),
         Just(Entry::Input(Input::PowerOff)),
+        (any::<u8>(), any::<u64>())
+            .prop_map(|(dev, size)| Entry::Input(Input::DiskResized { dev, size })),
     ]
 }
 

@@ -26,10 +26,6 @@ path = "/srv/web.img"
 path = "tools.img"
 mode = "shared"
 readonly = true
-aio = "threads"
-iops = 500
-bytes_per_second = "50M"
-bytes_burst = "1G"
 
 [[net]]
 bridge = "br0"
@@ -234,7 +230,9 @@ fn made_mac_addresses_are_stable_and_differ() {
 
 #[test]
 fn limits_of_a_disk_are_read_and_none_is_zero() {
-    let config = vm(VM).unwrap();
+    let keys = "aio = \"threads\"\niops = 500\nbytes_per_second = \"50M\"\nbytes_burst = \"1G\"";
+    let text = VM.replace("readonly = true", &format!("readonly = true\n{keys}"));
+    let config = vm(&text).unwrap();
     let limits = crate::disk::Limits {
         iops: Some(500),
         bytes_per_second: Some(50 << 20),
@@ -246,7 +244,6 @@ fn limits_of_a_disk_are_read_and_none_is_zero() {
         (limits, crate::disk::Aio::Threads)
     );
     assert!(!config.disks[0].limits().is_any());
-    let text = VM.replace("iops = 500", "iops = 0");
-    assert!(vm(&text).unwrap_err().contains("without a limit"), "{:?}", vm(&text));
-    assert!(vm(&VM.replace("\"threads\"", "\"fibres\"")).unwrap_err().contains("fibres"));
+    assert!(vm(&text.replace("iops = 500", "iops = 0")).unwrap_err().contains("without a limit"));
+    assert!(vm(&text.replace("threads", "fibres")).unwrap_err().contains("fibres"));
 }

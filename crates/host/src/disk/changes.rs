@@ -17,12 +17,26 @@ pub const OPENED: u32 = 1;
 pub(super) struct Changes {
     written: Vec<u32>,
     interval: u32,
+    size: u64,
 }
 
 impl Changes {
     pub(super) fn new(size: u64) -> Self {
-        let chunks = usize::try_from(size.div_ceil(CHUNK_BYTES)).unwrap_or(usize::MAX);
-        Self { written: vec![0; chunks], interval: OPENED }
+        Self { written: vec![0; chunks(size)], interval: OPENED, size }
+    }
+
+    /// The disk has grown, by zeroes. A last chunk that was shorter is another one now.
+    pub(super) fn grow(&mut self, size: u64) {
+        if size <= self.size {
+            return;
+        }
+        if !self.size.is_multiple_of(CHUNK_BYTES)
+            && let Some(last) = self.written.last_mut()
+        {
+            *last = self.interval;
+        }
+        self.written.resize(chunks(size), 0);
+        self.size = size;
     }
 
     /// The range, which is within the disk, is about to be written.
@@ -47,6 +61,10 @@ impl Changes {
     }
 }
 
+fn chunks(size: u64) -> usize {
+    usize::try_from(size.div_ceil(CHUNK_BYTES)).unwrap_or(usize::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,5 +86,11 @@ mod tests {
         assert_eq!(found(&changes, 2), [1, 9]);
         assert_eq!(found(&changes, 3), [1]);
         assert!(found(&changes, 4).is_empty());
+        changes.begin(4);
+        changes.grow(20 * CHUNK_BYTES);
+        changes.grow(512);
+        assert_eq!(found(&changes, 4), [9]);
+        changes.mark(19 * CHUNK_BYTES, CHUNK_BYTES);
+        assert_eq!(found(&changes, 4), [9, 19]);
     }
 }

@@ -35,6 +35,7 @@ mod worker;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub const REQUEST_BYTES_MAX: usize = 128 << 20;
 pub const READ_BYTES_MAX: u32 = 32 << 20;
 /// Longest read that is carried out within the submission, where the page cache has its data.
 const READ_AT_ONCE_BYTES_MAX: u32 = 128 << 10;
+/// How long whoever has a disk grow waits for the requests before that.
+const GROW_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long a copy waits before it offers a chunk again to a sink that was full.
 const SINK_FULL_WAIT: Duration = Duration::from_millis(1);
 
@@ -101,7 +104,7 @@ pub struct DiskOptions {
     pub limits: Limits,
     /// Called before a request is carried out, in place of whatever is faster than threads; may give its error.
     #[cfg(test)]
-    pub(crate) fault: Option<tests::Fault>,
+    pub(in crate::disk) fault: Option<tests::Fault>,
 }
 
 impl DiskOptions {
@@ -152,6 +155,7 @@ enum Message {
     FreezeCopy { point: u64 },
     AbortCopy,
     Snapshot { sink: Box<dyn ChunkSink>, number: u32, base: Option<u32> },
+    Grow { size: u64, told: SyncSender<Result<u64, String>> },
     Stop,
 }
 
@@ -289,6 +293,18 @@ impl DiskHandle {
     pub fn begin_snapshot(&self, sink: Box<dyn ChunkSink>, number: u32, base: Option<u32>) {
         self.status.lock().snapshot = None;
         self.queue.push_unbounded(Message::Snapshot { sink, number, base });
+    }
+
+    /// Makes the disk have at least `size` bytes, after every request submitted before this call: a file grows, anything
+    /// else has to have grown by now. Waits for that; says how many bytes it has.
+    ///
+    /// # Errors
+    /// One line: it cannot, or a copy of it is under way.
+    pub fn grow(&self, size: u64) -> Result<u64, String> {
+        let (told, answer) = sync_channel(1);
+        self.queue.push_unbounded(Message::Grow { size, told });
+        let grown = answer.recv_timeout(GROW_TIME_MAX);
+        grown.unwrap_or_else(|_| Err(format!("disk {} does not answer", self.dev)))
     }
 
     /// What is known now.

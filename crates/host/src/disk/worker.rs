@@ -375,8 +375,24 @@ impl Worker {
                 self.changes.begin(number);
                 self.saver = Some(Copier::frozen(sink, size, changed, u64::from(number)));
             }
+            Message::Grow { size, told } => {
+                // Who asked may not wait any more.
+                let _ = told.try_send(self.grow(size));
+            }
             Message::Request { .. } | Message::Stop => {}
         }
+    }
+
+    fn grow(&mut self, size: u64) -> Result<u64, String> {
+        let image = &self.common.image;
+        if self.copier.is_some() || self.saver.is_some() {
+            return Err("the disk is being copied; try again when that is done".to_owned());
+        }
+        if image.size() < size && image.refresh_size()? < size {
+            image.resize(size)?;
+        }
+        self.changes.grow(image.size());
+        Ok(image.size())
     }
 
     /// Copies for a while, if there is a copy; returns how long may then be waited.

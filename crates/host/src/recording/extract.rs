@@ -177,6 +177,17 @@ impl DiskOut {
         })
     }
 
+    fn grow(&mut self, size: u64) -> std::io::Result<()> {
+        self.file.set_len(size)?;
+        let before = self.size;
+        self.size = size;
+        let words = size.div_ceil(SECTOR_BYTES * 64);
+        self.known.resize(usize::try_from(words).unwrap_or(0), 0);
+        // What is new is zero.
+        self.know(before, size - before);
+        Ok(())
+    }
+
     fn know(&mut self, offset: u64, len: u64) {
         for sector in offset / SECTOR_BYTES..(offset + len).div_ceil(SECTOR_BYTES) {
             if let Some(word) = self.known.get_mut((sector / 64) as usize) {
@@ -358,6 +369,13 @@ impl<F: FnMut(&[u8])> Observer for Extract<F> {
                         s.disks[at].as_ref().map_or_else(PathBuf::new, |d| d.path.clone())
                     };
                     self.note(path, result);
+                }
+            }
+            Input::DiskResized { dev, size } => {
+                let at = usize::from(*dev);
+                if let Some(Some(disk)) = self.disks.get_mut(at) {
+                    let (result, path) = (disk.grow(*size), disk.path.clone());
+                    self.note(|_| path, result);
                 }
             }
             Input::Clock { .. }

@@ -51,7 +51,8 @@ impl EntryKind {
         match entry {
             Entry::Input(Input::Clock { .. }) => Self::Clock,
             Entry::Input(Input::NetRx { .. }) => Self::NetRx,
-            Entry::Input(Input::BlkDone { .. }) | Entry::BlkReadLocal { .. } => Self::Disk,
+            Entry::Input(Input::BlkDone { .. } | Input::DiskResized { .. })
+            | Entry::BlkReadLocal { .. } => Self::Disk,
             Entry::Input(Input::Console { .. }) => Self::Console,
             Entry::Input(Input::Entropy { .. }) => Self::Entropy,
             Entry::Input(Input::PowerOff) => Self::PowerOff,

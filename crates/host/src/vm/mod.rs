@@ -14,6 +14,7 @@
 mod bulk;
 mod clock;
 mod definition;
+mod disks;
 mod engine;
 mod evidence;
 pub mod flight;
@@ -45,6 +46,7 @@ use replica::{
 };
 
 pub use self::definition::Definition;
+pub use self::disks::ChangeDiskError;
 pub use self::engine::EngineUse;
 pub(crate) use self::engine::choose as choose_engine;
 pub use self::origin::{Origin, Prepared};

@@ -298,6 +298,12 @@ impl Primary {
             }
             Mail::Overtaken { reason, .. } => self.overtaken(shared, reason),
             Mail::PowerOff => self.input(&Input::PowerOff),
+            Mail::DiskGrown { dev, size, told } => {
+                let before = self.encoder.end();
+                self.input(&Input::DiskResized { dev, size });
+                // Who asked may not wait any more.
+                let _ = told.send(self.encoder.end() != before);
+            }
             Mail::Snapshot { attempt, link, sender } => {
                 self.end_snapshot();
                 self.snapshot_next = Some((link, SnapshotUnderWay { attempt, sender }));

@@ -158,7 +158,8 @@ fn check(definition: &Definition, head: &SnapshotHead) -> Result<(), String> {
             .disks
             .iter()
             .zip(&head.disks)
-            .all(|(disk, &bytes)| bytes == if disk.readonly { 0 } else { disk.size });
+            .zip(head.saved.disk_sizes())
+            .all(|((disk, &bytes), size)| bytes == if disk.readonly { 0 } else { size });
     if has_disks && machine_of(definition, head, drawn)? == *saved {
         return Ok(());
     }
@@ -285,7 +286,7 @@ fn stage_all(
     chain: &[PathBuf],
     target: &Target,
 ) -> Result<Vec<Option<StagedDisk>>, RestoreError> {
-    let sections = definition.config.disks.iter().zip(&head.saved.config.disks);
+    let sections = definition.config.disks.iter().zip(head.saved.disk_sizes());
     let is_lost = |d: &&DiskSection| !d.readonly && is_present(&d.path);
     let lost = definition.config.disks.iter().filter(is_lost);
     let paths: Vec<_> = lost.map(|d| d.path.display().to_string()).collect();
@@ -297,15 +298,14 @@ fn stage_all(
         )));
     }
     let mut staged = Vec::new();
-    for (dev, (section, disk)) in (0u8..).zip(sections) {
-        if disk.readonly {
+    for (dev, (section, disk_size)) in (0u8..).zip(sections) {
+        if section.readonly {
             let image = Image::open(section.source().settled(), OpenMode::ReadOnly);
             let size = image.map_err(|e| RestoreError::Failed(one_line(&e)))?.size();
-            if size != disk.size {
+            if size != disk_size {
                 let path = section.path.display();
                 return Err(RestoreError::Failed(format!(
-                    "{path}, which the VM only reads, has {size} bytes now, and had {}",
-                    disk.size
+                    "{path}, which the VM only reads, has {size} bytes now, and had {disk_size}"
                 )));
             }
             staged.push(None);
@@ -322,7 +322,7 @@ fn stage_all(
             Err(_) if !is_present(&section.path) => None,
             Err(e) => return Err(RestoreError::Failed(one_line(&e))),
         };
-        staged.push(Some(stage(section, disk.size, present, dev, chain)?));
+        staged.push(Some(stage(section, disk_size, present, dev, chain)?));
     }
     Ok(staged)
 }

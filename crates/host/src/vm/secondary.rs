@@ -2,6 +2,7 @@
 //!
 //! # Invariants
 //! - INV-SECONDARY-1: the machine never runs past the last position that came.
+//! - INV-SECONDARY-3: a disk has grown before the machine knows of it.
 //! - INV-SECONDARY-2: a mirrored disk gets every request that the machine makes, in order; the data of a read come from
 //!   it at the position at which the log says that the read is done.
 //!
@@ -291,6 +292,11 @@ impl Secondary {
             Entry::Input(input) => {
                 self.collect(shared);
                 self.settle(&input);
+                if let Input::DiskResized { dev, size } = input
+                    && !self.grow(shared, dev, size)
+                {
+                    return Applied::Failed;
+                }
                 input
             }
         };
@@ -305,6 +311,18 @@ impl Secondary {
         }
         self.recorder.input(record.icount, &input);
         Applied::Yes
+    }
+
+    /// The own copy of a disk grows before the machine is told.
+    fn grow(&mut self, shared: &Shared, dev: u8, size: u64) -> bool {
+        let disk = self.disks.get(usize::from(dev));
+        match disk.map_or(Ok(size), |disk| disk.handle.grow(size)) {
+            Ok(_) => true,
+            Err(reason) => {
+                self.fail(shared, format!("its copy of disk {dev} cannot grow: {reason}"));
+                false
+            }
+        }
     }
 
     /// The log says how a request ended; the own disk's answer is not needed any more.

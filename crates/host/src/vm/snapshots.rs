@@ -179,7 +179,9 @@ impl Saver {
         if order.run != run || machine.halted().is_some() {
             return tell(Told::Refused(GONE.to_owned()));
         }
-        let size = |d: &machine::config::DiskConfig| if d.readonly { 0 } else { d.size };
+        let size =
+            |(d, size): (&machine::config::DiskConfig, u64)| if d.readonly { 0 } else { size };
+        let sizes = machine.config().disks.iter().zip(machine.disk_sizes()).map(size).collect();
         let head = SnapshotHead {
             id: head.id,
             parent: base.map(|base| base.id),
@@ -189,7 +191,7 @@ impl Saver {
             clock: (clock.mtime, clock.at, clock.rate),
             append: machine.images().append.clone(),
             images: head.images,
-            disks: machine.config().disks.iter().map(size).collect(),
+            disks: sizes,
             definition: head.definition,
             saved: machine.save(),
         };

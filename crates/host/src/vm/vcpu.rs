@@ -80,6 +80,8 @@ pub(crate) enum Mail {
     StopMachine,
     /// The operator wants the VM off.
     PowerOff,
+    /// This host's image of a disk has grown: tell the guest.
+    DiskGrown { dev: u8, size: u64, told: mpsc::Sender<bool> },
     /// The secondary's state differs: keep this machine's as well.
     KeepState(Box<Difference>),
     /// The VM's definition.
@@ -216,6 +218,7 @@ impl Vcpu {
                 | Mail::StopMachine
                 | Mail::PowerOff
                 | Mail::Overtaken { .. }
+                | Mail::DiskGrown { .. }
                 | Mail::KeepState(_),
                 Role::Idle | Role::Secondary(_) | Role::Waiting(_),
             ) => {}

@@ -126,6 +126,18 @@ pub enum ApplyError {
         /// Bytes that the completion carries.
         found: u64,
     },
+    /// A disk would not grow.
+    #[error(
+        "disk {dev} with {present} bytes cannot get {size}: it grows by multiples of 512 alone"
+    )]
+    DiskSize {
+        /// Index of the disk.
+        dev: u8,
+        /// Size that the input names.
+        size: u64,
+        /// Size that the disk has.
+        present: u64,
+    },
     /// The input is one that the machine itself applies.
     #[error("the input is not for a device")]
     NotForBoard,
@@ -328,6 +340,10 @@ impl Board {
                 .find(|slot| slot.is_rng(*dev))
                 .ok_or(ApplyError::UnknownDevice { kind: "entropy", dev: *dev })?
                 .entropy(bytes, ctx),
+            Input::DiskResized { dev, size } => self
+                .find(|slot| slot.is_blk(*dev))
+                .ok_or(ApplyError::UnknownDevice { kind: "block", dev: *dev })?
+                .blk_resized(*size)?,
             Input::Clock { .. } | Input::PowerOff => return Err(ApplyError::NotForBoard),
         }
         self.update_lines();
@@ -336,6 +352,12 @@ impl Board {
 
     fn find(&mut self, is_it: impl Fn(&Slot) -> bool) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| is_it(slot))
+    }
+
+    /// Sizes of the disks in bytes as they are now, in order.
+    #[must_use]
+    pub fn disk_sizes(&self) -> Vec<u64> {
+        self.slots.iter().filter_map(Slot::blk_size).collect()
     }
 
     /// Whether a network device's driver has buffers for a packet of that many bytes.

@@ -133,6 +133,8 @@ pub enum DeviceSaved {
     Console(ConsoleState),
     /// Entropy.
     Rng(RngState),
+    /// Block, of another size than in the machine's configuration.
+    ResizedBlk(ResizedBlkState),
 }
 
 /// State of the registers of a virtio-mmio slot.
@@ -198,6 +200,17 @@ pub struct BlkState {
     pub next_id: u64,
     /// Requests that are not complete, by increasing id.
     pub requests: VecDeque<BlkRequest>,
+}
+
+/// State of a block device that has grown since power-on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizedBlkState {
+    /// Everything else.
+    pub blk: BlkState,
+    /// Size in bytes.
+    pub size: u64,
+    /// How often it has grown, wrapping.
+    pub resizes: u32,
 }
 
 /// A block request that is not complete.

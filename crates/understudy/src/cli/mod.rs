@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod debug;
+pub(crate) mod disk;
 pub(crate) mod divergence;
 pub(crate) mod image;
 pub(crate) mod record;

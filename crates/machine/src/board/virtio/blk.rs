@@ -10,13 +10,16 @@
 //! - INV-BLK-1: of two requests that overlap, one of them writing, the later one is issued when the earlier one is
 //!   done, also across a reset of the device or the machine. A flush covers completed writes only, so it never waits.
 //! - INV-BLK-2: ids count up over the whole life of the machine.
+//! - INV-BLK-4: a disk never shrinks, so a request that was on it stays on it; it keeps its size when the guest resets.
 //! - INV-BLK-3: the device holds at most [`REQUESTS_MAX`] requests and takes none while it holds
 //!   [`DATA_MAX`] bytes of data or more; the rest stay in the queue.
 //!
 //! # References
 //! virtio 1.2 section 5.2.
 
-use crate::board::state::{BlkReply, BlkRequest, BlkState, LoadBoardError, Segment};
+use crate::board::state::{
+    BlkReply, BlkRequest, BlkState, DeviceSaved, LoadBoardError, ResizedBlkState, Segment,
+};
 use crate::board::{ApplyError, BusCtx};
 use crate::config::DiskConfig;
 use crate::io::{BlkOp, BlkStatus, OutputKind};
@@ -71,6 +74,8 @@ enum Parsed {
 pub(super) struct Blk {
     index: u8,
     size: u64,
+    /// How often it has grown since power-on, wrapping.
+    resizes: u32,
     readonly: bool,
     serial: [u8; ID_BYTES],
     state: BlkState,
@@ -81,7 +86,8 @@ impl Blk {
         let mut serial = [0; ID_BYTES];
         serial.iter_mut().zip(config.serial.bytes()).for_each(|(to, from)| *to = from);
         let size = config.size;
-        Self { index, size, readonly: config.readonly, serial, state: BlkState::default() }
+        let (readonly, state) = (config.readonly, BlkState::default());
+        Self { index, size, resizes: 0, readonly, serial, state }
     }
 
     pub(super) fn index(&self) -> u8 {
@@ -115,8 +121,41 @@ impl Blk {
         space
     }
 
-    pub(super) fn save(&self) -> BlkState {
-        self.state.clone()
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The generation of its configuration space.
+    pub(super) fn generation(&self) -> u32 {
+        self.resizes
+    }
+
+    /// It is bigger from here on.
+    pub(super) fn grow(&mut self, size: u64, transport: &mut Transport) -> Result<(), ApplyError> {
+        if size <= self.size || !size.is_multiple_of(SECTOR) {
+            return Err(ApplyError::DiskSize { dev: self.index, size, present: self.size });
+        }
+        self.size = size;
+        self.resizes = self.resizes.wrapping_add(1);
+        transport.config_changed();
+        Ok(())
+    }
+
+    pub(super) fn save(&self) -> DeviceSaved {
+        let (blk, size, resizes) = (self.state.clone(), self.size, self.resizes);
+        if resizes == 0 {
+            return DeviceSaved::Blk(blk);
+        }
+        DeviceSaved::ResizedBlk(ResizedBlkState { blk, size, resizes })
+    }
+
+    /// As [`Self::load`], for a disk that has grown since it was made.
+    pub(super) fn load_resized(&mut self, saved: &ResizedBlkState) -> Result<(), LoadBoardError> {
+        if saved.size <= self.size || !saved.size.is_multiple_of(SECTOR) || saved.resizes == 0 {
+            return Err(LoadBoardError::Device("virtio block device"));
+        }
+        (self.size, self.resizes) = (saved.size, saved.resizes);
+        self.load(&saved.blk)
     }
 
     pub(super) fn load(&mut self, state: &BlkState) -> Result<(), LoadBoardError> {

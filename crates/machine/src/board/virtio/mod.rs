@@ -104,6 +104,9 @@ impl Slot {
         if let Some(at) = offset.checked_sub(transport::CONFIG) {
             return self.read_config(at as usize, size);
         }
+        if let (transport::CONFIG_GENERATION, 4, Device::Blk(blk)) = (offset, size, &self.device) {
+            return blk.generation().into();
+        }
         self.transport.read(offset, size)
     }
 
@@ -195,6 +198,22 @@ impl Slot {
         }
     }
 
+    /// A disk has grown.
+    pub(super) fn blk_resized(&mut self, size: u64) -> Result<(), ApplyError> {
+        match &mut self.device {
+            Device::Blk(blk) => blk.grow(size, &mut self.transport),
+            Device::Empty | Device::Net(_) | Device::Console(_) | Device::Rng(_) => Ok(()),
+        }
+    }
+
+    /// Size in bytes of the disk that is here.
+    pub(super) fn blk_size(&self) -> Option<u64> {
+        match &self.device {
+            Device::Blk(blk) => Some(blk.size()),
+            Device::Empty | Device::Net(_) | Device::Console(_) | Device::Rng(_) => None,
+        }
+    }
+
     pub(super) fn console_input(&mut self, bytes: &[u8], ctx: &mut BusCtx<'_>) {
         if let Device::Console(console) = &mut self.device {
             console.receive(bytes, &mut self.transport, ctx);
@@ -219,7 +238,7 @@ impl Slot {
         let device = match &self.device {
             Device::Empty => DeviceSaved::Empty,
             Device::Net(net) => DeviceSaved::Net(net.save()),
-            Device::Blk(blk) => DeviceSaved::Blk(blk.save()),
+            Device::Blk(blk) => blk.save(),
             Device::Console(console) => DeviceSaved::Console(console.save()),
             Device::Rng(rng) => DeviceSaved::Rng(rng.save()),
         };
@@ -235,6 +254,7 @@ impl Slot {
                 Ok(())
             }
             (Device::Blk(blk), DeviceSaved::Blk(saved)) => blk.load(saved),
+            (Device::Blk(blk), DeviceSaved::ResizedBlk(saved)) => blk.load_resized(saved),
             (Device::Console(console), DeviceSaved::Console(saved)) => console.load(saved),
             (Device::Rng(rng), DeviceSaved::Rng(saved)) => rng.load(saved),
             (

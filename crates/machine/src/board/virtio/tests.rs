@@ -574,6 +574,38 @@ fn requests_left_by_resets_are_bounded() {
 }
 
 #[test]
+fn a_disk_grows_and_stays_so() {
+    let mut rig = Rig::started(BLK, 0);
+    let grow = |rig: &mut Rig, dev, size| rig.apply(Input::DiskResized { dev, size });
+    rig.blk(BUF, 0, DISK / 512, 512);
+    rig.kick(BLK, 0);
+    assert_eq!(rig.bytes(BUF + 16, 1), [1]);
+    let refused = ApplyError::DiskSize { dev: 0, size: DISK, present: DISK };
+    assert_eq!(grow(&mut rig, 0, DISK), Err(refused));
+    assert!(grow(&mut rig, 0, DISK + 100).is_err());
+    assert!(grow(&mut rig, 7, DISK * 2).is_err());
+    rig.write(BLK, 0x64, 3);
+    assert_eq!((rig.read(BLK, 0x60), rig.read(BLK, 0xfc)), (0, 0));
+    grow(&mut rig, 0, DISK * 2).unwrap();
+    // The driver is told, once for each change.
+    assert_eq!((rig.read(BLK, 0x60), rig.read(BLK, 0xfc)), (2, 1));
+    assert_eq!(rig.board.disk_sizes(), [DISK * 2, DISK]);
+    rig.write(BLK, 0x64, 2);
+    assert_eq!(rig.read(BLK, 0x100), DISK * 2 / 512);
+    rig.blk(BUF + 0x1000, 0, DISK / 512, 512);
+    rig.kick(BLK, 0);
+    assert_eq!(ids(&rig.take_outputs()), [0]);
+    let loaded = Board::load(&config(), &rig.board.save()).unwrap();
+    assert_eq!(loaded.disk_sizes(), [DISK * 2, DISK]);
+    rig.check_contract();
+    rig.board.reset();
+    assert_eq!((rig.read(BLK, 0x100), rig.read(BLK, 0x60)), (DISK * 2 / 512, 0));
+    // Without a driver nobody is told; whoever starts reads it anyway.
+    grow(&mut rig, 1, DISK + 512).unwrap();
+    assert_eq!((rig.read(RO_BLK, 0x60), rig.read(RO_BLK, 0xfc)), (0, 1));
+}
+
+#[test]
 fn readonly_disks_refuse_writes() {
     let mut rig = Rig::started(RO_BLK, 0);
     rig.ram.write(BUF, &1u32.to_le_bytes()).unwrap();
@@ -707,6 +739,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..2u8, bytes.clone()).prop_map(|(dev, bytes)| Input::Entropy { dev, bytes }),
         (0..3u8, 0..4u64, status, bytes.clone())
             .prop_map(|(dev, id, status, data)| Input::BlkDone { dev, id, status, data }),
+        (0..3u8, 0..8u64).prop_map(|(dev, n)| Input::DiskResized { dev, size: DISK + n * 256 }),
     ];
     let step = prop_oneof![
         2 => (slot.clone(), any::<u64>()).prop_map(|(s, f)| Step::Start(s, f)),
@@ -826,6 +859,6 @@ fn assert_on_disk(output: &OutputKind) {
             BlkOp::Discard { offset, len } | BlkOp::WriteZeroes { offset, len } => offset + len,
             BlkOp::Flush => 0,
         };
-        assert!(end <= DISK);
+        assert!(end <= DISK + 7 * 256);
     }
 }

@@ -5,6 +5,8 @@ use crate::ram::GuestRam;
 
 use super::queue::{self, Broken, Chain};
 
+/// Offset of the generation of the device's configuration.
+pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
 /// Offset of the device's configuration space.
 pub(super) const CONFIG: u64 = 0x100;
 
@@ -109,6 +111,13 @@ impl Transport {
         self.state.interrupt |= INTERRUPT_CONFIG;
     }
 
+    /// The device's configuration has changed: a driver that is there is told.
+    pub(super) fn config_changed(&mut self) {
+        if self.is_live() {
+            self.state.interrupt |= INTERRUPT_CONFIG;
+        }
+    }
+
     /// Most chains that one call may take from the queue.
     pub(super) fn chains_max(&self, queue: usize) -> usize {
         self.state.queues.get(queue).map_or(0, |q| q.size.into())
@@ -200,7 +209,7 @@ impl Transport {
             0x070 => s.status.into(),
             // There are no shared memory regions: length and base read as all ones.
             0x0b0..=0x0bc if offset.is_multiple_of(4) => u32::MAX,
-            // The configuration never changes, so its generation stays 0.
+            // The generation of a configuration that never changes stays 0; the slot answers for those that do.
             _ => 0,
         })
     }
