@@ -111,7 +111,7 @@ impl<T, N> Queue<T, N> {
     pub(super) fn wait(&self, for_entries: bool, time: Option<Duration>) {
         let state = self.lock();
         let nothing =
-            |s: &mut State<T, N>| s.notes.is_empty() && !(for_entries && !s.entries.is_empty());
+            |s: &mut State<T, N>| s.notes.is_empty() && (!for_entries || s.entries.is_empty());
         match time {
             None => drop(self.filled.wait_while(state, nothing)),
             Some(Duration::ZERO) => {}
