@@ -95,6 +95,10 @@ impl Live {
         status.protection = status::Protection::NotProtected(not);
     }
 
+    pub(crate) fn is_alone(&self) -> bool {
+        self.protection.is_alone()
+    }
+
     pub(crate) fn on_wake(&mut self, cx: &Cx<'_>) {
         if let Some(peer) = self.protection.peer_mut()
             && !cx.core.cfg.breaks(Mutation::StaleAcks)

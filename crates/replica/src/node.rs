@@ -159,6 +159,12 @@ impl Node {
         }
     }
 
+    /// Whether this is a live host whose outputs need nobody's leave.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        matches!(&self.state, State::Live(live) if live.is_alone())
+    }
+
     /// The present state, for people.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -22,7 +22,7 @@ use serde::{Deserialize, Deserializer};
 pub use self::fence::{FenceAction, FenceHost, FenceMethod, FenceSection};
 pub use self::size::{parse_size, render_size};
 pub use self::vm::{
-    DiskMode, DiskSection, Drawn, NetSection, ProtectionSection, VmConfig, stable_mac,
+    DiskMode, DiskSection, Drawn, NetSection, ProtectionSection, ReadsFrom, VmConfig, stable_mac,
 };
 use crate::name::check_name;
 use crate::one_line::flatten;

@@ -38,6 +38,17 @@ pub enum DiskMode {
     Shared,
 }
 
+/// Where a secondary has the data of reads from, for a disk that is shared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadsFrom {
+    /// They come with the log.
+    #[default]
+    Log,
+    /// It reads them itself.
+    Local,
+}
+
 /// A disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +81,9 @@ pub struct DiskSection {
     pub bytes_burst: Option<u64>,
     /// The lock file of a shared image: beside a file that is one, when absent.
     pub lock: Option<PathBuf>,
+    /// Where a secondary has the data of reads from, for a shared disk.
+    #[serde(default)]
+    pub reads: ReadsFrom,
 }
 
 impl DiskSection {
@@ -89,6 +103,10 @@ impl DiskSection {
         if self.lock.is_some() && !self.is_locked() {
             let text = "lock is for disks with mode = \"shared\" that are not readonly";
             return Err(problem("lock", text.to_owned()));
+        }
+        if self.reads == ReadsFrom::Local && self.mode != DiskMode::Shared {
+            let text = "reads is for disks with mode = \"shared\"; a mirrored one is read on each host anyway";
+            return Err(problem("reads", text.to_owned()));
         }
         let has_no_file = self.path.starts_with("/dev") || is_url(&self.path);
         if self.is_locked() && self.lock.is_none() && has_no_file {

@@ -11,6 +11,7 @@
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ const LET_GO_LOOK: Duration = Duration::from_millis(10);
 pub enum OpenMode {
     /// Only reads.
     ReadOnly,
+    /// Only reads, of what another host writes meanwhile: from the storage, not from this host's memory.
+    Followed,
     /// Reads and writes; nobody else on this host may have it open so.
     Exclusive,
     /// Reads and writes; the image is shared with other hosts, and its lock says who writes (see [`Image::with_lock`]). A
@@ -103,6 +106,8 @@ pub struct Image {
     /// In bytes; changes when the disk is resized.
     size: AtomicU64,
     readonly: bool,
+    /// Others write to it: what this host has of it in memory is old.
+    is_followed: bool,
     /// Says whether a shared image may be written to. The last field: it is let go when the file is closed.
     lock: Option<Arc<ImageLock>>,
 }
@@ -153,7 +158,8 @@ impl Image {
     fn open_source(source: &DiskSource, mode: OpenMode) -> Result<Self, OpenImageError> {
         let Place::File(path) = &source.place;
         let through = if mode == OpenMode::Shared { OFlags::DSYNC } else { OFlags::empty() };
-        let file = open_with(path, mode != OpenMode::ReadOnly, through)?;
+        let is_writable = matches!(mode, OpenMode::Exclusive | OpenMode::Shared);
+        let file = open_with(path, is_writable, through)?;
         if mode == OpenMode::Exclusive {
             lock(&file, path)?;
         }
@@ -174,7 +180,8 @@ impl Image {
                 DiskFormat::Raw
             }
         };
-        Self::from_file(file, path, format, source.has_backing, mode == OpenMode::ReadOnly)
+        let image = Self::from_file(file, path, format, source.has_backing, !is_writable)?;
+        Ok(Self { is_followed: mode == OpenMode::Followed, ..image })
     }
 
     /// The image that the open file has.
@@ -212,6 +219,7 @@ impl Image {
             path: path.to_owned(),
             size: AtomicU64::new(size),
             readonly,
+            is_followed: false,
             lock: None,
         })
     }
@@ -293,6 +301,8 @@ impl Image {
     #[must_use]
     pub fn raw_file(&self) -> Option<&File> {
         match &self.backend {
+            // Who uses the file reads what is in memory.
+            Backend::Raw(_) if self.is_followed => None,
             Backend::Raw(raw) => Some(&raw.file),
             Backend::Qcow2(_) => None,
         }
@@ -407,7 +417,17 @@ impl Image {
         self.check("read", offset, len as u64)?;
         let mut data = vec![0; len];
         let read = match &self.backend {
-            Backend::Raw(raw) => raw.file.read_exact_at(&mut data, offset),
+            Backend::Raw(raw) => {
+                if self.is_followed {
+                    let _ = rustix::fs::fadvise(
+                        &raw.file,
+                        offset,
+                        NonZeroU64::new(len as u64),
+                        Advice::DontNeed,
+                    );
+                }
+                raw.file.read_exact_at(&mut data, offset)
+            }
             Backend::Qcow2(qcow2) => qcow2.read(&mut data, offset),
         };
         read.map_err(|e| self.fail("read", offset, &e))?;

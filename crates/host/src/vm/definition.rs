@@ -12,7 +12,7 @@ use super::owning::Locks;
 use super::ports::Ports;
 use super::shared::Shared;
 use super::vcpu::{DiskPort, Disks, Mail};
-use crate::config::{DiskMode, DiskSection, Drawn, VmConfig};
+use crate::config::{DiskMode, DiskSection, Drawn, ReadsFrom, VmConfig};
 use crate::disk::lock::ImageLock;
 use crate::disk::{DiskHandle, DiskOptions, DiskSource, Image, Limits, OpenMode};
 use crate::one_line::one_line;
@@ -114,6 +114,7 @@ impl Definition {
             (true, _) => OpenMode::ReadOnly,
             (false, DiskMode::Mirrored) => OpenMode::Exclusive,
             (false, DiskMode::Shared) if lock.is_some() => OpenMode::Shared,
+            (false, DiskMode::Shared) if section.reads == ReadsFrom::Local => OpenMode::Followed,
             (false, DiskMode::Shared) => OpenMode::ReadOnly,
         };
         let mut image = self.open_image(&section.source().settled(), mode)?;
@@ -149,7 +150,8 @@ impl Definition {
             format!("VM {vm}: cannot start disk {path} with aio {:?}: {e}", section.aio)
         })?;
         let is_mirrored = section.mode == DiskMode::Mirrored;
-        Ok(DiskPort { handle: Arc::new(handle), is_mirrored, lock })
+        let reads = (section.reads == ReadsFrom::Local).then(Arc::default);
+        Ok(DiskPort { handle: Arc::new(handle), is_mirrored, lock, reads })
     }
 
     /// Limits the disks of a machine that is live.

@@ -18,6 +18,7 @@ mod disks;
 mod engine;
 mod evidence;
 pub mod flight;
+mod local_reads;
 mod mailbox;
 mod origin;
 mod outputs;

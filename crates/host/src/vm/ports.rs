@@ -115,7 +115,7 @@ impl Ports {
             }
             OutputKind::Blk { dev, id, op } => {
                 if let Some(disk) = self.disks.get(usize::from(dev)) {
-                    disk.handle.submit(id, op);
+                    disk.submit(id, op);
                 }
             }
             // Answered where it is made.

@@ -189,17 +189,26 @@ impl Primary {
     }
 
     fn disk_done(&mut self, done: Completion) {
-        let mirrored = self.disks.get(usize::from(done.dev)).is_some_and(|d| d.is_mirrored);
-        let input =
-            Input::BlkDone { dev: done.dev, id: done.id, status: done.status, data: done.data };
+        let disk = self.disks.get(usize::from(done.dev));
+        let mirrored = disk.is_some_and(|d| d.is_mirrored);
+        let reads = disk.and_then(|d| d.reads.clone()).filter(|reads| reads.is_known(done.id));
+        let (dev, id) = (done.dev, done.id);
+        let input = Input::BlkDone { dev, id, status: done.status, data: done.data };
         let icount = self.machine.icount();
-        match Entry::mirrored(&input).filter(|_| mirrored) {
+        match Entry::mirrored(&input).filter(|_| mirrored || reads.is_some()) {
             Some(entry) => {
                 if self.apply(icount, &input) {
                     self.record(icount, entry);
+                    if let Some(reads) = reads {
+                        return reads.completed(id, self.encoder.end().lsn);
+                    }
                 }
             }
             None => self.input(&input),
+        }
+        if let (Some(reads), Some(disk)) = (reads, self.disks.get(usize::from(dev))) {
+            // One that failed, or that the guest has reset.
+            reads.forget(id, &mut |id, op| disk.handle.submit(id, op));
         }
     }
 
@@ -384,7 +393,7 @@ impl Primary {
                     let Some(disk) = self.disks.get(usize::from(dev)) else { continue };
                     // A write to a disk that both hosts share is an output like any other.
                     if disk.is_mirrored || matches!(op, BlkOp::Read { .. }) {
-                        disk.handle.submit(id, op);
+                        disk.submit(id, op);
                     } else {
                         let kind = OutputKind::Blk { dev, id, op };
                         self.outputs.push(Output { icount: output.icount, kind });

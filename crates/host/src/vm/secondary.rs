@@ -10,14 +10,14 @@
 //! What does not replay (a log that does not decode, a machine that waits where the log runs on, a disk error of its own)
 //! ends this replica, never the VM.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Decoder, Encoder, Entry, LogPos, Record};
 use machine::Machine;
-use machine::io::{BlkStatus, Input, Output, OutputKind};
+use machine::io::{BlkOp, BlkStatus, Input, Output, OutputKind};
 use machine::machine::Exit;
 use replica::Event;
 
@@ -35,6 +35,9 @@ use crate::recording::Recorder;
 
 /// Pause between two parts of a snapshot while there is no log to replay.
 const PUMP_PAUSE: Duration = Duration::from_micros(500);
+/// How often a read of a shared disk is made again, and the pause before.
+const READ_TRIES: u32 = 100;
+const READ_PAUSE: Duration = Duration::from_millis(50);
 /// Steps replayed between two looks at the mail.
 const BURST: u64 = 2_000_000;
 
@@ -55,6 +58,10 @@ pub(crate) struct Secondary {
     submitted: BTreeSet<(u8, u64)>,
     /// Requests that the log has named before the own disk was done.
     settled: BTreeSet<(u8, u64)>,
+    /// Reads of shared disks that the machine has made, and that this host may have to make itself.
+    shared_reads: BTreeMap<(u8, u64), BlkOp>,
+    /// How often in turn such a read failed.
+    failed_reads: u32,
     is_failed: bool,
     /// Until it has caught up for the first time: the flight recorder that begins then.
     flight: Option<Flight>,
@@ -81,6 +88,8 @@ impl Secondary {
             completions: Completions::new(),
             submitted: BTreeSet::new(),
             settled: BTreeSet::new(),
+            shared_reads: BTreeMap::new(),
+            failed_reads: 0,
             is_failed: false,
             flight,
             recorder: Recorder::default(),
@@ -101,20 +110,49 @@ impl Secondary {
     }
 
     fn submit(&mut self, kind: OutputKind) {
-        if let OutputKind::Blk { dev, id, op } = kind
-            && let Some(disk) = self.disks.get(usize::from(dev)).filter(|d| d.is_mirrored)
-        {
+        let OutputKind::Blk { dev, id, op } = kind else { return };
+        let Some(disk) = self.disks.get(usize::from(dev)) else { return };
+        if disk.is_mirrored {
             self.submitted.insert((dev, id));
+            disk.handle.submit(id, op);
+        } else if disk.reads.is_some() && matches!(op, BlkOp::Read { .. }) {
+            self.shared_reads.insert((dev, id), op);
+        }
+    }
+
+    /// Makes a read of a shared disk whose completion the log names: the primary has read before, and keeps writes off what
+    /// it read until this host has.
+    fn read_shared(&mut self, dev: u8, id: u64) {
+        let read = self.shared_reads.get(&(dev, id)).cloned();
+        if let (Some(op), Some(disk)) = (read, self.disks.get(usize::from(dev)))
+            && self.submitted.insert((dev, id))
+        {
             disk.handle.submit(id, op);
         }
     }
 
+    /// A read of a shared disk failed on this host alone: it is made again, so often.
+    fn read_again(&mut self, shared: &Shared, key: (u8, u64), error: &str) {
+        self.failed_reads += 1;
+        if self.failed_reads > READ_TRIES {
+            return self.fail(shared, format!("it cannot read disk {}: {error}", key.0));
+        }
+        std::thread::sleep(READ_PAUSE);
+        self.submitted.remove(&key);
+        self.read_shared(key.0, key.1);
+    }
+
     /// An own disk finished a request.
     pub(crate) fn disk_done(&mut self, shared: &Shared, done: Completion) {
+        let key = (done.dev, done.id);
+        if let Some(error) = &done.error
+            && self.shared_reads.contains_key(&key)
+        {
+            return self.read_again(shared, key, error);
+        }
         if let Some(error) = &done.error {
             return self.fail(shared, format!("its copy of disk {} failed: {error}", done.dev));
         }
-        let key = (done.dev, done.id);
         if !self.settled.remove(&key) {
             self.completions.insert(key, done);
         }
@@ -276,6 +314,7 @@ impl Secondary {
             Entry::BlkReadLocal { dev, id } => {
                 // The request must have reached the disk before it is waited for.
                 self.collect(shared);
+                self.read_shared(dev, id);
                 let Some(done) = self.completions.remove(&(dev, id)) else {
                     if self.submitted.contains(&(dev, id)) {
                         return Applied::WaitsForDisk(record);
@@ -287,6 +326,8 @@ impl Secondary {
                     return Applied::Failed;
                 };
                 self.submitted.remove(&(dev, id));
+                self.shared_reads.remove(&(dev, id));
+                self.failed_reads = 0;
                 Input::BlkDone { dev, id, status: BlkStatus::Ok, data: done.data }
             }
             Entry::Input(input) => {
@@ -327,6 +368,9 @@ impl Secondary {
 
     /// The log says how a request ended; the own disk's answer is not needed any more.
     fn settle(&mut self, input: &Input) {
+        if let Input::BlkDone { dev, id, .. } = input {
+            self.shared_reads.remove(&(*dev, *id));
+        }
         if let Input::BlkDone { dev, id, .. } = input
             && self.submitted.remove(&(*dev, *id))
             && self.completions.remove(&(*dev, *id)).is_none()

@@ -18,7 +18,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use machine::config::VIRTIO_SLOTS;
-use machine::io::{Output, OutputKind};
+use machine::io::{BlkOp, Output, OutputKind};
 use replica::{
     ArbiterReply, Command, Config, Event, HostId, LinkId, LogPos, Message, MonoTime, Node, Record,
     Role, VmId,
@@ -29,6 +29,7 @@ use super::bulk::Loaded;
 use super::definition::Definition;
 use super::engine::EngineUse;
 use super::evidence::Difference;
+use super::local_reads::LocalReads;
 use super::mailbox::Mailbox;
 use super::outputs::OutputQueue;
 use super::owning::Waits;
@@ -136,6 +137,17 @@ pub(crate) struct Inner {
     /// To the threads that end when these are gone.
     arbiter: Option<mpsc::Sender<Question>>,
     protect: Option<mpsc::Sender<ProtectJob>>,
+}
+
+impl Inner {
+    /// For each disk that the secondary reads by itself.
+    fn each_local(&self, mut with: impl FnMut(&LocalReads, &mut dyn FnMut(u64, BlkOp))) {
+        for disk in self.ports.iter().flat_map(|ports| &ports.disks) {
+            if let Some(reads) = &disk.reads {
+                with(reads, &mut |id, op| disk.handle.submit(id, op));
+            }
+        }
+    }
 }
 
 /// See the module documentation.
@@ -281,6 +293,9 @@ impl Shared {
                 self.execute(inner, command, &mut events);
             }
         }
+        if inner.follower.is_none() && inner.node.is_alone() {
+            inner.each_local(|reads, submit| reads.clear(submit));
+        }
     }
 
     /// The primary's vCPU thread made log and outputs.
@@ -336,6 +351,11 @@ impl Shared {
             let seen = Difference { peer, ..Difference::of(*at, digests) };
             self.mailbox.post(Mail::KeepState(Box::new(seen)));
         }
+        if let Message::Ack { replayed, .. } = &message
+            && inner.follower == Some(link)
+        {
+            inner.each_local(|reads, submit| reads.replayed(replayed.lsn, submit));
+        }
         if matches!(message, Message::SwitchOver { .. }) && inner.primary == Some(link) {
             inner.is_handed_over = true;
         }
@@ -355,6 +375,7 @@ impl Shared {
         let Some(entry) = inner.links.remove(&link) else { return false };
         if inner.follower == Some(link) {
             inner.follower = None;
+            inner.each_local(|reads, _| reads.set_on(false));
             self.has_follower.store(false, Ordering::Relaxed);
         }
         if inner.early.as_ref().is_some_and(|(session, _)| *session == entry.session) {
@@ -415,6 +436,10 @@ impl Shared {
     fn execute(&self, inner: &mut Inner, command: Command, events: &mut VecDeque<Event>) {
         match command {
             Command::Send { link, message } => {
+                if let Message::Protected { .. } = &message {
+                    // From now on it is as far as the primary, nearly.
+                    inner.each_local(|reads, _| reads.set_on(true));
+                }
                 let Some(entry) = inner.links.get_mut(&link) else { return };
                 if let Err(e) = entry.sender.send(&replica::encode(&message)) {
                     inner.last_problem = Some(format!("link to peer failed: {e}"));

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use eventlog::{ClockBase, Encoder, LogPos};
 use machine::Machine;
-use machine::io::Input;
+use machine::io::{BlkOp, Input};
 use replica::{Event, LinkId};
 
 use super::Env;
@@ -28,6 +28,7 @@ use super::definition::Definition;
 use super::engine::{self, EngineUse};
 use super::evidence::{self, Difference, Evidence, Order as KeepOrder};
 use super::flight::FlightPlan;
+use super::local_reads::LocalReads;
 use super::origin::{Origin, log_start};
 use super::owning::{Locks, Owned, Owning, Waits};
 use super::primary::Primary;
@@ -104,6 +105,20 @@ pub(crate) struct DiskPort {
     pub(crate) is_mirrored: bool,
     /// The lock of a shared image that this host may write to.
     pub(crate) lock: Option<Arc<ImageLock>>,
+    /// Of a shared disk that the secondary reads by itself.
+    pub(crate) reads: Option<Arc<LocalReads>>,
+}
+
+impl DiskPort {
+    /// Has the machine's request carried out, now that nothing is in its way but reads of the secondary.
+    pub(crate) fn submit(&self, id: u64, op: BlkOp) {
+        let mut submit = |id, op| self.handle.submit(id, op);
+        match (&self.reads, &op) {
+            (None, _) => submit(id, op),
+            (Some(reads), BlkOp::Read { .. }) => reads.read(id, op, &mut submit),
+            (Some(reads), _) => reads.write(id, op, &mut submit),
+        }
+    }
 }
 
 /// Completions of a replica's own disks that the log has not named yet.
