@@ -71,6 +71,19 @@ impl Host {
         self.wait("answers", |_| true);
     }
 
+    /// Adds to its configuration, before it is started.
+    pub(crate) fn configure(&self, more: &str) {
+        let path = self.dir.join("host.toml");
+        let text = fs::read_to_string(&path).expect("it was written") + more;
+        fs::write(&path, text).expect("room for files");
+    }
+
+    /// The process of its daemon.
+    pub(crate) fn process(&self) -> rustix::process::Pid {
+        let daemon = self.daemon.as_ref().expect("the daemon runs");
+        rustix::process::Pid::from_child(daemon)
+    }
+
     /// Ends the daemon as a crash would.
     pub(crate) fn die(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
@@ -207,12 +220,8 @@ fn write_vm(work: &Path, files: &GuestFiles) -> PathBuf {
     path
 }
 
-/// Two hosts with daemons and a copy of the guest's disk each, and the VM's definition.
-pub(crate) fn two_hosts(
-    work: &Path,
-    files: &GuestFiles,
-    engines: [&'static str; 2],
-) -> ([Host; 2], PathBuf) {
+/// Two hosts whose daemons do not run yet.
+pub(crate) fn hosts_off(work: &Path, engines: [&'static str; 2]) -> [Host; 2] {
     make_network();
     allow_hosts();
     for dir in ["vm", "arbiter"] {
@@ -221,7 +230,16 @@ pub(crate) fn two_hosts(
     let secret = work.join("secret");
     fs::write(&secret, "a secret of two hosts in a test\n").expect("room for files");
     inside::tool("chmod", "coreutils", &["600", &secret.display().to_string()]);
-    let mut hosts = [0, 1].map(|i| Host::new(work, i, engines[i]));
+    [0, 1].map(|i| Host::new(work, i, engines[i]))
+}
+
+/// Two hosts with daemons and a copy of the guest's disk each, and the VM's definition.
+pub(crate) fn two_hosts(
+    work: &Path,
+    files: &GuestFiles,
+    engines: [&'static str; 2],
+) -> ([Host; 2], PathBuf) {
+    let mut hosts = hosts_off(work, engines);
     for host in &mut hosts {
         let disk = files.disk.as_ref().expect("the guest has a disk");
         fs::copy(disk, host.dir.join("vm/disk")).expect("room for a disk");
