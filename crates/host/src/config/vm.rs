@@ -13,7 +13,7 @@ use super::{
     parse_toml, problem, read_text,
 };
 use crate::disk::lock::default_path;
-use crate::disk::{Aio, DiskFormat, DiskSource, Limits};
+use crate::disk::{Aio, DiskFormat, DiskSource, Limits, NbdUrl, PATIENCE_DEFAULT};
 use crate::name::check_name;
 use crate::passt::{PORTS_MAX, PortForward};
 use crate::recording::parse_duration;
@@ -53,8 +53,15 @@ pub enum ReadsFrom {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSection {
-    /// The image: a file or a block device.
+    /// The image: a file or a block device. Empty when it is an NBD export.
+    #[serde(default)]
     pub path: PathBuf,
+    /// The NBD export, as a URL.
+    #[serde(default, deserialize_with = "nbd_url")]
+    pub nbd: Option<NbdUrl>,
+    /// How long a request to an NBD server that is gone is tried again; written as `"30s"`.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub nbd_timeout: Option<Duration>,
     /// What it is; raw when absent, unless it looks like something else.
     pub format: Option<DiskFormat>,
     /// Whether backing files of a qcow2 image may be read.
@@ -90,7 +97,8 @@ impl DiskSection {
     /// Whether other hosts write to the same image, so that it takes a lock to do so.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        self.mode == DiskMode::Shared && !self.readonly
+        let has_lock = self.nbd.is_none() || self.lock.is_some();
+        self.mode == DiskMode::Shared && !self.readonly && has_lock
     }
 
     /// The lock file of a shared image.
@@ -108,7 +116,7 @@ impl DiskSection {
             let text = "reads is for disks with mode = \"shared\"; a mirrored one is read on each host anyway";
             return Err(problem("reads", text.to_owned()));
         }
-        let has_no_file = self.path.starts_with("/dev") || is_url(&self.path);
+        let has_no_file = self.path.starts_with("/dev");
         if self.is_locked() && self.lock.is_none() && has_no_file {
             let text = format!(
                 "{} is no file that a lock file could be beside: give the disk lock = \"PATH\", on a file system that \
@@ -119,10 +127,6 @@ impl DiskSection {
         }
         Ok(())
     }
-}
-
-fn is_url(path: &Path) -> bool {
-    path.to_str().is_some_and(|text| text.contains("://") || text.starts_with("nbd:"))
 }
 
 impl DiskSection {
@@ -140,7 +144,17 @@ impl DiskSection {
     /// Where the image is and what it is.
     #[must_use]
     pub fn source(&self) -> DiskSource {
+        if let Some(url) = &self.nbd {
+            let patience = self.nbd_timeout.unwrap_or(PATIENCE_DEFAULT);
+            return DiskSource::nbd(url.clone(), patience, self.format);
+        }
         DiskSource { has_backing: self.backing, ..DiskSource::file(&self.path, self.format) }
+    }
+
+    /// Where it is, for people.
+    #[must_use]
+    pub fn place(&self) -> String {
+        self.nbd.as_ref().map_or_else(|| self.path.display().to_string(), ToString::to_string)
     }
 
     /// What a new file for this disk is made as.
@@ -151,6 +165,21 @@ impl DiskSection {
 
     fn check(&self) -> Result<(), Problem> {
         let is_qcow2 = self.format == Some(DiskFormat::Qcow2);
+        match (&self.nbd, self.path.as_os_str().is_empty()) {
+            (None, true) => return Err(problem("disk", "a disk needs path or nbd".to_owned())),
+            (Some(_), false) => {
+                return Err(problem("nbd", "a disk has either path or nbd".to_owned()));
+            }
+            (Some(_), true) if self.mode != DiskMode::Shared => {
+                let text = "an NBD export is one disk that all hosts reach: say mode = \"shared\"";
+                return Err(problem("nbd", text.to_owned()));
+            }
+            (Some(_), true) if is_qcow2 => {
+                let text = "an NBD export is raw: let the server open the qcow2 image";
+                return Err(problem("format", text.to_owned()));
+            }
+            (Some(_), true) | (None, false) => {}
+        }
         if is_qcow2 && self.mode == DiskMode::Shared && !self.readonly {
             let text = "a qcow2 disk cannot be shared, because each host keeps its tables in memory: make it raw, or mode = \"mirrored\"";
             return Err(problem("mode", text.to_owned()));
@@ -291,6 +320,15 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     parse_duration(&text).map_err(serde::de::Error::custom)
 }
 
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+fn nbd_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NbdUrl>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 /// What the host draws for a new machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drawn {
@@ -318,9 +356,11 @@ impl VmConfig {
         let mut config: Self = parse_toml(text, file)?;
         config.find_problem().map_err(|problem| at(text, file, problem))?;
         let boot = [&mut config.kernel, &mut config.initrd, &mut config.bios, &mut config.u_boot];
-        let disks =
-            config.disks.iter_mut().flat_map(|d| [&mut d.path].into_iter().chain(&mut d.lock));
-        for path in boot.into_iter().flatten().chain(disks) {
+        let files = config.disks.iter_mut().flat_map(|disk| {
+            let path = disk.nbd.is_none().then_some(&mut disk.path);
+            path.into_iter().chain(&mut disk.lock)
+        });
+        for path in boot.into_iter().flatten().chain(files) {
             *path = base.join(&*path);
         }
         Ok(config)
@@ -361,6 +401,11 @@ impl VmConfig {
         }
         for disk in &self.disks {
             disk.check()?;
+            let is_bare = disk.nbd.is_some() && !disk.readonly && disk.lock.is_none();
+            if is_bare && self.protection.enabled {
+                let text = "an NBD export that a protected VM writes to needs lock = \"PATH\", on a file system that all hosts share";
+                return Err(problem("nbd", text.to_owned()));
+            }
         }
         for net in &self.nets {
             net.check()?;

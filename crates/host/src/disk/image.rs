@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::format::{DiskFormat, LOOK_BYTES, advice, looks_like};
 use super::lock::ImageLock;
+use super::nbd::{NbdError, NbdImage, NbdUrl};
 use super::qcow2::{OpenQcow2Error, Qcow2Image};
 use super::raw::{RawImage, size_of};
 use super::source::{DiskSource, Place};
@@ -90,6 +91,15 @@ pub enum OpenImageError {
         #[source]
         source: OpenQcow2Error,
     },
+    /// The NBD server or its export.
+    #[error("cannot open disk {url}")]
+    Nbd {
+        /// The export.
+        url: String,
+        /// Why.
+        #[source]
+        source: NbdError,
+    },
     /// Another process has it open for writing.
     #[error("disk image {path} is in use by another process on this host")]
     InUse {
@@ -116,6 +126,7 @@ pub struct Image {
 enum Backend {
     Raw(RawImage),
     Qcow2(Box<Qcow2Image>),
+    Nbd(Box<NbdImage>),
 }
 
 /// Opens a file or a block device, and nothing else: a path that is no file (a FIFO, say) is found out before open could
@@ -134,6 +145,10 @@ fn open_with(path: &Path, is_writable: bool, flags: OFlags) -> Result<File, Open
     let mut options = OpenOptions::new();
     options.read(true).write(is_writable).custom_flags(flags.bits().cast_signed());
     options.open(path).map_err(io)
+}
+
+fn text<T>(result: io::Result<T>) -> Result<T, String> {
+    result.map_err(|e| e.to_string())
 }
 
 /// Takes the file for this process alone.
@@ -156,7 +171,12 @@ impl Image {
     }
 
     fn open_source(source: &DiskSource, mode: OpenMode) -> Result<Self, OpenImageError> {
-        let Place::File(path) = &source.place;
+        let path = match &source.place {
+            Place::File(path) => path,
+            Place::Nbd { url, patience } => {
+                return Self::open_nbd(url, *patience, source.format, mode);
+            }
+        };
         let through = if mode == OpenMode::Shared { OFlags::DSYNC } else { OFlags::empty() };
         let is_writable = matches!(mode, OpenMode::Exclusive | OpenMode::Shared);
         let file = open_with(path, is_writable, through)?;
@@ -182,6 +202,36 @@ impl Image {
         };
         let image = Self::from_file(file, path, format, source.has_backing, !is_writable)?;
         Ok(Self { is_followed: mode == OpenMode::Followed, ..image })
+    }
+
+    fn open_nbd(
+        url: &NbdUrl,
+        patience: Duration,
+        format: Option<DiskFormat>,
+        mode: OpenMode,
+    ) -> Result<Self, OpenImageError> {
+        let fail = |source| OpenImageError::Nbd { url: url.to_string(), source };
+        let readonly = !matches!(mode, OpenMode::Exclusive | OpenMode::Shared);
+        let nbd = NbdImage::open(url, patience, !readonly).map_err(fail)?;
+        let size = nbd.size();
+        if size == 0 || !size.is_multiple_of(512) {
+            return Err(OpenImageError::BadSize { path: url.to_string(), size });
+        }
+        if format == Some(DiskFormat::Qcow2) {
+            let text = "an export is raw: let the server open the qcow2 image".to_owned();
+            return Err(fail(NbdError::Unfit(text)));
+        }
+        if format.is_none() {
+            let mut start = [0; LOOK_BYTES];
+            let read = nbd.read(&mut start, 0);
+            read.map_err(|why| fail(NbdError::Unfit(why)))?;
+            if let Some(kind) = looks_like(&start) {
+                return Err(OpenImageError::Ambiguous { path: url.to_string(), kind });
+            }
+        }
+        let (backend, path) = (Backend::Nbd(Box::new(nbd)), PathBuf::from(url.to_string()));
+        let (size, is_followed) = (AtomicU64::new(size), mode == OpenMode::Followed);
+        Ok(Self { backend, path, size, readonly, is_followed, lock: None })
     }
 
     /// The image that the open file has.
@@ -266,6 +316,9 @@ impl Image {
             // What this host has in memory may be from the time when it last had the VM.
             let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
         }
+        if let Backend::Nbd(nbd) = &mut self.backend {
+            nbd.set_lock(Arc::clone(&image_lock));
+        }
         self.lock = Some(image_lock);
         Ok(self)
     }
@@ -304,7 +357,7 @@ impl Image {
             // Who uses the file reads what is in memory.
             Backend::Raw(_) if self.is_followed => None,
             Backend::Raw(raw) => Some(&raw.file),
-            Backend::Qcow2(_) => None,
+            Backend::Qcow2(_) | Backend::Nbd(_) => None,
         }
     }
 
@@ -326,9 +379,10 @@ impl Image {
             return fail(&format!("{size} bytes make no disk: it has a multiple of 512"));
         }
         let resized = match &self.backend {
-            Backend::Raw(_) if self.is_device() => {
-                return fail(&"it is a device, which is resized where it is made");
+            Backend::Raw(_) | Backend::Nbd(_) if self.is_device() => {
+                return fail(&"it is resized where it is made, not where it is used");
             }
+            Backend::Nbd(_) => return fail(&"it is an export"),
             Backend::Raw(raw) => raw.file.set_len(size).and_then(|()| raw.file.sync_all()),
             Backend::Qcow2(qcow2) => qcow2.resize(size),
         };
@@ -350,6 +404,9 @@ impl Image {
                 .map_err(|e| format!("cannot find the size of disk image {path}: {e}"))?,
             // Nobody else can change it.
             Backend::Qcow2(_) => self.size(),
+            Backend::Nbd(nbd) => nbd
+                .refresh_size()
+                .map_err(|e| format!("cannot find the size of disk {path}: {e}"))?,
         };
         if size == 0 || !size.is_multiple_of(512) {
             return Err(OpenImageError::BadSize { path: path.to_string(), size }.to_string());
@@ -366,15 +423,18 @@ impl Image {
 
     /// What the system knows of its file.
     pub(crate) fn metadata(&self) -> io::Result<std::fs::Metadata> {
-        match self.raw_file() {
-            Some(file) => file.metadata(),
-            None => std::fs::metadata(&self.path),
+        match &self.backend {
+            Backend::Raw(raw) => raw.file.metadata(),
+            Backend::Qcow2(_) => std::fs::metadata(&self.path),
+            Backend::Nbd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
-    /// Whether it keeps its contents where others may use them, and so is written over rather than replaced: a block device.
+    /// Whether it keeps its contents where others may use them, and so is written over rather than replaced: a block
+    /// device or an export.
     pub(crate) fn is_device(&self) -> bool {
-        self.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
+        matches!(self.backend, Backend::Nbd(_))
+            || self.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
     }
 
     pub(super) fn fail(&self, action: &str, offset: u64, reason: &dyn Display) -> String {
@@ -426,9 +486,10 @@ impl Image {
                         Advice::DontNeed,
                     );
                 }
-                raw.file.read_exact_at(&mut data, offset)
+                text(raw.file.read_exact_at(&mut data, offset))
             }
-            Backend::Qcow2(qcow2) => qcow2.read(&mut data, offset),
+            Backend::Qcow2(qcow2) => text(qcow2.read(&mut data, offset)),
+            Backend::Nbd(nbd) => nbd.read(&mut data, offset),
         };
         read.map_err(|e| self.fail("read", offset, &e))?;
         Ok(data)
@@ -441,8 +502,9 @@ impl Image {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
         self.check_write(offset, data.len() as u64)?;
         let written = match &self.backend {
-            Backend::Raw(raw) => raw.file.write_all_at(data, offset),
-            Backend::Qcow2(qcow2) => qcow2.write(data, offset),
+            Backend::Raw(raw) => text(raw.file.write_all_at(data, offset)),
+            Backend::Qcow2(qcow2) => text(qcow2.write(data, offset)),
+            Backend::Nbd(nbd) => nbd.write(data, offset),
         };
         written.map_err(|e| self.fail("write", offset, &e))
     }
@@ -456,8 +518,9 @@ impl Image {
             return Ok(());
         }
         let flushed = match &self.backend {
-            Backend::Raw(raw) => raw.file.sync_data(),
-            Backend::Qcow2(qcow2) => qcow2.flush(),
+            Backend::Raw(raw) => text(raw.file.sync_data()),
+            Backend::Qcow2(qcow2) => text(qcow2.flush()),
+            Backend::Nbd(nbd) => nbd.flush(),
         };
         flushed.map_err(|e| self.fail("flush", 0, &e))
     }
@@ -472,10 +535,20 @@ impl Image {
             return Ok(());
         }
         let zeroed = match &self.backend {
-            Backend::Raw(raw) => raw.zero(offset, len),
-            Backend::Qcow2(qcow2) => qcow2.zero(offset, len),
+            Backend::Raw(raw) => text(raw.zero(offset, len)),
+            Backend::Qcow2(qcow2) => text(qcow2.zero(offset, len)),
+            Backend::Nbd(nbd) => nbd.zero(offset, len),
         };
         zeroed.map_err(|e| self.fail("zero", offset, &e))
+    }
+
+    /// Properties of the export, for people; nothing for what is in a file.
+    #[must_use]
+    pub fn export_line(&self) -> Option<String> {
+        match &self.backend {
+            Backend::Nbd(nbd) => Some(nbd.describe()),
+            Backend::Raw(_) | Backend::Qcow2(_) => None,
+        }
     }
 
     /// Where the next data is, at `offset` or behind; none when everything up to the end reads as zeroes.
@@ -484,6 +557,7 @@ impl Image {
         match &self.backend {
             Backend::Raw(raw) => raw.next_data(offset),
             Backend::Qcow2(qcow2) => qcow2.next_data(offset),
+            Backend::Nbd(nbd) => nbd.next_data(offset),
         }
     }
 }

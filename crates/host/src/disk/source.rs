@@ -1,8 +1,10 @@
 //! Where a disk's contents are and in which form, as its owner says.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::format::DiskFormat;
+use super::nbd::NbdUrl;
 
 /// See the module documentation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +22,13 @@ pub struct DiskSource {
 pub enum Place {
     /// A file or a block device.
     File(PathBuf),
+    /// An export of an NBD server.
+    Nbd {
+        /// Which one.
+        url: NbdUrl,
+        /// How long a request is asked again when the server is gone.
+        patience: Duration,
+    },
 }
 
 impl DiskSource {
@@ -27,6 +36,12 @@ impl DiskSource {
     #[must_use]
     pub fn file(path: &Path, format: Option<DiskFormat>) -> Self {
         Self { place: Place::File(path.to_owned()), format, has_backing: false }
+    }
+
+    /// An export of an NBD server.
+    #[must_use]
+    pub fn nbd(url: NbdUrl, patience: Duration, format: Option<DiskFormat>) -> Self {
+        Self { place: Place::Nbd { url, patience }, format, has_backing: false }
     }
 
     /// The same, for who uses a disk that a VM has been using: its format is settled, whatever the guest has written to it.

@@ -113,7 +113,7 @@ impl Definition {
         let mode = match (section.readonly, section.mode) {
             (true, _) => OpenMode::ReadOnly,
             (false, DiskMode::Mirrored) => OpenMode::Exclusive,
-            (false, DiskMode::Shared) if lock.is_some() => OpenMode::Shared,
+            (false, DiskMode::Shared) if lock.is_some() || !section.is_locked() => OpenMode::Shared,
             (false, DiskMode::Shared) if section.reads == ReadsFrom::Local => OpenMode::Followed,
             (false, DiskMode::Shared) => OpenMode::ReadOnly,
         };

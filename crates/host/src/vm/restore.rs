@@ -197,6 +197,18 @@ fn clone_of(
     }
     for (index, disk) in tables(&mut table, "disk").enumerate() {
         let present = &config.disks[index];
+        if let Some(export) = present.nbd.as_ref().filter(|_| !present.readonly) {
+            if dir.is_none() {
+                return Err(usage(format!(
+                    "{export} is an NBD export: say --disk-dir for the clone's disks"
+                )));
+            }
+            for key in ["nbd", "nbd_timeout", "mode"] {
+                disk.remove(key);
+            }
+        } else if present.nbd.is_some() {
+            continue;
+        }
         let path = match dir {
             _ if present.readonly => present.path.clone(),
             Some(dir) => dir.join(format!("{name}-disk{index}.img")),
@@ -287,9 +299,9 @@ fn stage_all(
     target: &Target,
 ) -> Result<Vec<Option<StagedDisk>>, RestoreError> {
     let sections = definition.config.disks.iter().zip(head.saved.disk_sizes());
-    let is_lost = |d: &&DiskSection| !d.readonly && is_present(&d.path);
+    let is_lost = |d: &&DiskSection| !d.readonly && (d.nbd.is_some() || is_present(&d.path));
     let lost = definition.config.disks.iter().filter(is_lost);
-    let paths: Vec<_> = lost.map(|d| d.path.display().to_string()).collect();
+    let paths: Vec<_> = lost.map(DiskSection::place).collect();
     if *target == (Target::Same { force: false }) && !paths.is_empty() {
         return Err(usage(format!(
             "what is on the disks of VM {} now ({}) would be replaced and lost: say --force if that is meant",
@@ -303,7 +315,7 @@ fn stage_all(
             let image = Image::open(section.source().settled(), OpenMode::ReadOnly);
             let size = image.map_err(|e| RestoreError::Failed(one_line(&e)))?.size();
             if size != disk_size {
-                let path = section.path.display();
+                let path = section.place();
                 return Err(RestoreError::Failed(format!(
                     "{path}, which the VM only reads, has {size} bytes now, and had {disk_size}"
                 )));
@@ -319,7 +331,7 @@ fn stage_all(
             Ok(image) => Some(image),
             // There is none, or one that is no disk any more.
             Err(OpenImageError::BadSize { .. }) => None,
-            Err(_) if !is_present(&section.path) => None,
+            Err(_) if section.nbd.is_none() && !is_present(&section.path) => None,
             Err(e) => return Err(RestoreError::Failed(one_line(&e))),
         };
         staged.push(Some(stage(section, disk_size, present, dev, chain)?));
@@ -338,7 +350,7 @@ fn stage(
     match present {
         Some(image) if image.is_device() => {
             if image.size() != size {
-                let (path, has) = (path.display(), image.size());
+                let (path, has) = (section.place(), image.size());
                 let text = format!("{path} has {has} bytes, the snapshot's disk {size}");
                 return Err(RestoreError::Failed(text));
             }

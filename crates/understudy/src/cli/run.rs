@@ -10,7 +10,7 @@ use clap::Args;
 use host::arbiter::memory::MemoryArbiter;
 use host::channel::Secret;
 use host::config::{
-    ArbiterSection, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
+    ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::passt::PortForward;
@@ -48,7 +48,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     u_boot: Option<PathBuf>,
     /// A disk; may be given several times.
-    #[arg(long, value_name = "path=FILE[,format=raw|qcow2][,readonly][,iops=N][,bps=SIZE]...", value_parser = parse_disk)]
+    #[arg(long, value_name = "path=FILE[,format=raw|qcow2]|nbd=URL[,readonly][,iops=N][,bps=SIZE]...", value_parser = parse_disk)]
     disk: Vec<DiskSection>,
     /// A network device; may be given several times.
     #[arg(long, value_name = "bridge=NAME|tap=NAME|macvtap=CARD|passt[,mac=MAC]", value_parser = parse_net)]
@@ -100,6 +100,12 @@ fn parse_disk(text: &str) -> Result<DiskSection, String> {
             ("path", Some(path)) => disk.path = path.into(),
             ("readonly", None | Some("on")) => disk.readonly = true,
             ("readonly" | "backing", Some("off")) => {}
+            ("nbd", Some(url)) => {
+                disk.nbd = Some(url.parse()?);
+                // It is where every host reaches it.
+                disk.mode = DiskMode::Shared;
+            }
+            ("nbd-timeout", Some(time)) => disk.nbd_timeout = Some(parse_duration(time)?),
             ("format", Some(format)) => disk.format = Some(format.parse()?),
             ("backing", Some("on")) => disk.backing = true,
             ("aio", Some(aio)) => disk.aio = aio.parse()?,
@@ -109,14 +115,14 @@ fn parse_disk(text: &str) -> Result<DiskSection, String> {
             ("bps-burst", Some(n)) => disk.bytes_burst = Some(parse_size(n)?),
             (key, _) => {
                 return Err(format!(
-                    "unknown part {key:?}: a disk is path=FILE[,format=raw|qcow2][,backing=on][,readonly]\
-                     [,iops=N][,bps=SIZE][,iops-burst=N][,bps-burst=SIZE][,aio=auto|io_uring|threads]"
+                    "unknown part {key:?}: a disk is path=FILE[,format=raw|qcow2][,backing=on] or nbd=URL[,nbd-timeout=30s], and \
+                     [,readonly][,iops=N][,bps=SIZE][,iops-burst=N][,bps-burst=SIZE][,aio=auto|io_uring|threads]"
                 ));
             }
         }
     }
-    if disk.path.as_os_str().is_empty() {
-        return Err("a disk needs path=FILE".to_owned());
+    if disk.path.as_os_str().is_empty() == disk.nbd.is_none() {
+        return Err("a disk needs either path=FILE or nbd=URL".to_owned());
     }
     Ok(disk)
 }

@@ -51,8 +51,8 @@ pub struct Header {
     pub backing: Option<String>,
     /// Format of the backing file.
     pub backing_format: Option<String>,
-    /// Whether it has bitmaps that say what was written.
-    pub has_bitmaps: bool,
+    /// Bitmaps that say what was written: how many, and their directory's bytes and offset.
+    pub(super) bitmaps: Option<(u32, u64, u64)>,
     is_encrypted: bool,
     features: u64,
     compression: u8,
@@ -139,7 +139,7 @@ impl Header {
             snapshots_offset: long(64),
             backing: None,
             backing_format: None,
-            has_bitmaps: false,
+            bitmaps: None,
             is_encrypted: word(32) != 0,
             features: if is_new { long(72) } else { 0 },
             compression: if length >= FIXED_BYTES { fixed[104] } else { 0 },
@@ -198,7 +198,11 @@ impl Header {
                 0xe279_2aca => {
                     self.backing_format = Some(String::from_utf8_lossy(data).into_owned());
                 }
-                0x2385_2875 => self.has_bitmaps = true,
+                0x2385_2875 => {
+                    let field = |at| u64_at(data, at).unwrap_or(0);
+                    let count = u32_at(data, 0).unwrap_or(0);
+                    self.bitmaps = Some((count, field(8), field(16)));
+                }
                 0x0537_be77 => self.is_encrypted = true,
                 0x4441_5441 => self.features |= DATA_FILE,
                 _ => {}
@@ -331,7 +335,7 @@ mod tests {
         let header = Header::parse(&bytes).unwrap();
         assert_eq!(header.backing.as_deref(), Some("base"));
         assert_eq!(header.backing_format.as_deref(), Some("raw"));
-        assert!(header.has_bitmaps);
+        assert!(header.bitmaps.is_some());
         bytes[17] = 1;
         assert!(Header::parse(&bytes).unwrap_err().to_string().contains("backing"));
     }

@@ -12,6 +12,7 @@
 //! # Failure
 //! When the process dies, the image may have clusters that nothing refers to; they cost room, not contents.
 
+pub mod check;
 pub mod header;
 #[cfg(test)]
 mod tests;
