@@ -18,6 +18,7 @@
 //! Dropping the handle carries out what was submitted, then ends the thread.
 
 mod changes;
+pub mod convert;
 pub mod copy;
 mod format;
 mod image;
