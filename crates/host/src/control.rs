@@ -49,6 +49,9 @@ pub enum Request {
         /// Even if the arbiter's record is for hosts that, as the operator says, are gone for good.
         #[serde(default)]
         force: bool,
+        /// Even if another host's copies of its disks are newer, or may be: what they have more is lost.
+        #[serde(default)]
+        accept_stale: bool,
     },
     /// Power a VM off.
     Stop {
@@ -353,6 +356,32 @@ pub struct VmStatus {
     /// How the last fencing of another host went, as one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<String>,
+    /// Which host's copy of a disk failed, and which serves, as one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_problem: Option<String>,
+    /// What this host has copied of the disks to a secondary, last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disk_copies: Vec<DiskCopy>,
+}
+
+/// What was copied of a disk, or is being copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopy {
+    /// Index of the disk.
+    pub disk: u8,
+    /// The host that gets it.
+    pub to: String,
+    /// Whether all is sent.
+    pub is_done: bool,
+    /// Bytes sent so far.
+    pub bytes_done: u64,
+    /// Bytes to send, as far as known; holes of a disk that is copied whole count, and are not sent.
+    pub bytes_total: u64,
+    /// Size of the disk.
+    pub disk_bytes: u64,
+    /// Why all of it is copied; nothing where only what differs is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_because: Option<String>,
 }
 
 /// What the daemon does with requests; called on the connections' threads.
@@ -646,6 +675,8 @@ mod tests {
             protect_pause_us: None,
             engine: Some("jit".into()),
             fenced: None,
+            disk_problem: None,
+            disk_copies: Vec::new(),
         }
     }
 

@@ -26,7 +26,9 @@ use crate::disk::Limits;
 use crate::log::line;
 use crate::name::check_name;
 use crate::one_line::one_line;
-use crate::vm::{BULK, ChangeDiskError, Definition, Env, LOG, Preamble, StartOutcome, Vm};
+use crate::vm::{
+    BULK, ChangeDiskError, Definition, Env, LOG, Preamble, StartOutcome, Vm, standing,
+};
 
 /// Time for a peer's first frame.
 const PREAMBLE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -102,6 +104,7 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
         detection_ms: config.detection_ms,
         engine: config.engine,
         fence: config.fence,
+        resync_limit: config.resync_limit,
         is_terminal: false,
     });
     let daemon = Arc::new(Daemon::new(env));
@@ -188,7 +191,13 @@ impl Daemon {
         }
     }
 
-    fn start(&self, text: String, path: PathBuf, force: bool) -> Response {
+    fn start(
+        &self,
+        text: String,
+        path: PathBuf,
+        force: bool,
+        accept_stale: bool,
+    ) -> Response {
         let definition = match Definition::parse(text, path) {
             Ok(definition) => definition,
             Err(e) => return Response::error(ErrorCode::BadRequest, e),
@@ -196,10 +205,15 @@ impl Daemon {
         if let Some(response) = self.half_restored(&definition.config.name) {
             return response;
         }
-        self.start_defined(definition, force)
+        self.start_defined(definition, force, accept_stale)
     }
 
-    fn start_defined(&self, definition: Definition, force: bool) -> Response {
+    fn start_defined(
+        &self,
+        definition: Definition,
+        force: bool,
+        accept_stale: bool,
+    ) -> Response {
         let name = definition.config.name.clone();
         let detection = definition.config.protection.detection_ms.unwrap_or(self.env.detection_ms);
         let vm = match self.find_or_make(&name, detection) {
@@ -211,6 +225,9 @@ impl Daemon {
                 ErrorCode::Failed,
                 format!("VM {name} is running or followed here already"),
             );
+        }
+        if let Err(refused) = self.check_copies(&definition, force, accept_stale) {
+            return refused;
         }
         if force && let Err(e) = self.take_from_lost_hosts(&name) {
             return Response::error(ErrorCode::Failed, format!("VM {name}: {e}"));
@@ -227,6 +244,37 @@ impl Daemon {
                 ),
             ),
             StartOutcome::Failed { reason } => Response::error(ErrorCode::Failed, reason),
+        }
+    }
+
+    /// Refuses a start from copies of disks that are not the newest, as far as the arbiter's record tells.
+    fn check_copies(
+        &self,
+        definition: &Definition,
+        force: bool,
+        accept_stale: bool,
+    ) -> Result<(), Response> {
+        let name = &definition.config.name;
+        if !standing::has_copies(definition) {
+            return Ok(());
+        }
+        let failed = |e: &dyn std::error::Error| Response::error(ErrorCode::Failed, one_line(e));
+        let mut arbiter =
+            arbiter::open(&self.env.arbiter, ARBITER_TIME_MAX).map_err(|e| failed(&e))?;
+        let current = arbiter.read(name).map_err(|e| failed(&e))?;
+        let is_elsewhere =
+            current.as_ref().and_then(|r| r.live.as_ref()).is_some_and(|h| *h != self.env.host);
+        if is_elsewhere && !force {
+            // The start is refused for that reason.
+            return Ok(());
+        }
+        match standing::check(definition, &self.env, current.as_ref()) {
+            Ok(()) => Ok(()),
+            Err(stale) if accept_stale && stale.is_startable => {
+                line(&format!("vm {name}: started all the same, as asked: {}", stale.reason));
+                Ok(())
+            }
+            Err(stale) => Err(Response::error(ErrorCode::Refused, stale.reason)),
         }
     }
 
@@ -247,6 +295,7 @@ impl Daemon {
             live: None,
             secondary: None,
             nonce: u64::from_le_bytes(nonce),
+            copies: standing::newest(&current),
         };
         let host = |h: &Option<String>| h.clone().unwrap_or_else(|| "none".to_owned());
         line(&format!(
@@ -366,7 +415,9 @@ impl Handler for Control {
         let done = |result: Result<(), Response>| result.err().unwrap_or(Response::Done);
         match request {
             Request::Status { vm } => daemon.status(vm.as_deref()),
-            Request::Start { config, path, force } => daemon.start(config, path, force),
+            Request::Start { config, path, force, accept_stale } => {
+                daemon.start(config, path, force, accept_stale)
+            }
             Request::Stop { vm } => done(daemon.live(&vm).map(|(vm, _)| vm.power_off())),
             Request::Failover { vm } => done(daemon.failover(&vm)),
             Request::Protect { vm, host } => done(daemon.protect(&vm, host)),

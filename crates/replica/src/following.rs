@@ -162,7 +162,8 @@ impl Following {
                 let link = Some(self.link);
                 self.go_live(cx, link)
             }
-            Message::Stop => self.give_up(cx, false),
+            Message::Stop { .. } => self.give_up(cx, false),
+            Message::Disks { .. } => State::Following(self),
             Message::Protected { .. } => self.nonsense(cx, "protected by an old record"),
             Message::SwitchOver { .. } => self.nonsense(cx, "switch-over at another position"),
             Message::Hello { .. } => self.nonsense(cx, "second hello"),

@@ -217,7 +217,8 @@ impl Live {
             | Message::Log { .. }
             | Message::Heartbeat { .. }
             | Message::SwitchOver { .. }
-            | Message::Stop => self.nonsense(cx, link, "a primary's message"),
+            | Message::Stop { .. } => self.nonsense(cx, link, "a primary's message"),
+            Message::Disks { .. } => {}
         }
         State::Live(self)
     }
@@ -465,7 +466,7 @@ impl Live {
             }
             Protection::Dropping { reason, link, .. } => {
                 if let Some(link) = link {
-                    cx.send(link, Message::Stop);
+                    cx.send(link, Message::Stop { off: None });
                     cx.drop_link(link, DropReason::Over);
                 }
                 self.protection = Protection::Alone { reason: Some(reason), retry_at };
@@ -474,7 +475,7 @@ impl Live {
             Protection::Stopping { peer, .. } => {
                 self.release_all(cx);
                 if let Some(peer) = peer {
-                    cx.send(peer.link, Message::Stop);
+                    cx.send(peer.link, Message::Stop { off: Some(generation) });
                     cx.drop_link(peer.link, DropReason::Over);
                 }
                 cx.out.push(Command::Stopped);

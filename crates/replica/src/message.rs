@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{HostId, VmId};
 
 /// Version of the messages.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// Most bytes of an encoded message.
 pub const MESSAGE_MAX: usize = 64 << 20;
 
@@ -92,7 +92,15 @@ pub enum Message {
         generation: u64,
     },
     /// P: you are not needed any more.
-    Stop,
+    Stop {
+        /// The VM is off, by the record of this generation, and the log that came before is all that it did.
+        off: Option<u64>,
+    },
+    /// Both: what the shells tell each other about their disks. It decides nothing, and the core passes it by.
+    Disks {
+        /// The shells' own encoding.
+        note: Vec<u8>,
+    },
 }
 
 /// Why a host does not become secondary.
@@ -163,13 +171,13 @@ mod tests {
     fn golden_bytes_have_not_changed() {
         let pos = |lsn, icount| LogPos { lsn, icount };
         let hello = Message::Hello {
-            version: 1,
+            version: 2,
             vm: VmId([7; 16]),
             host: HostId("a".into()),
             generation: 300,
             start: pos(1, 2),
         };
-        let mut want = vec![0, 1];
+        let mut want = vec![0, 2];
         want.extend([7; 16]);
         want.extend([1, b'a', 0xac, 2, 1, 2]);
         for (message, want) in [
@@ -190,7 +198,9 @@ mod tests {
             (Message::SecondaryFailed { reason: "x".into() }, vec![8, 1, b'x']),
             (Message::SwitchOver { at: pos(1, 2) }, vec![9, 1, 2]),
             (Message::Switched { generation: 3 }, vec![10, 3]),
-            (Message::Stop, vec![11]),
+            (Message::Stop { off: None }, vec![11, 0]),
+            (Message::Stop { off: Some(5) }, vec![11, 1, 5]),
+            (Message::Disks { note: vec![7, 8] }, vec![12, 2, 7, 8]),
         ] {
             assert_eq!(encode(&message), want, "{message:?}");
             assert_eq!(decode(&want).unwrap(), message);
@@ -201,7 +211,7 @@ mod tests {
     fn trailing_and_missing_bytes_are_refused() {
         assert_eq!(decode(&[2, 0]), Err(DecodeMessageError::Trailing { len: 1 }));
         assert!(matches!(decode(&[4, 200]), Err(DecodeMessageError::Malformed(_))));
-        assert!(matches!(decode(&[12]), Err(DecodeMessageError::Malformed(_))));
+        assert!(matches!(decode(&[13]), Err(DecodeMessageError::Malformed(_))));
     }
 
     proptest! {

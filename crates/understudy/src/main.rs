@@ -54,10 +54,13 @@ enum Command {
         /// The VM's configuration.
         #[arg(value_name = "VM.toml")]
         file: PathBuf,
-        /// Start it from this host's disks even if the arbiter says that other hosts have it. Only when those are gone for
-        /// good: what they acknowledged and this host's disks do not have is lost.
+        /// Start it here even if the arbiter says that other hosts have it. Only when those are gone for good. This host's
+        /// copies of the disks have to be as new as is known of.
         #[arg(long)]
         force: bool,
+        /// Start it from this host's copies of its disks even if another host has newer ones: what those have more is lost.
+        #[arg(long)]
+        accept_stale: bool,
     },
     /// Show the VMs that this host runs or follows.
     Status(cli::client::StatusArgs),
@@ -110,7 +113,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             host::daemon::run(config)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Start { socket, file, force } => cli::client::start(&socket, &file, force),
+        Command::Start { socket, file, force, accept_stale } => {
+            cli::client::start(&socket, &file, force, accept_stale)
+        }
         Command::Status(args) => cli::client::status(&args),
         Command::Console(args) => cli::client::console(&args),
         Command::Failover(args) => {

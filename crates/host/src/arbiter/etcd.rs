@@ -251,7 +251,7 @@ mod tests {
     }
 
     fn record(generation: u64, live: &str, nonce: u64) -> Record {
-        Record { generation, live: Some(live.to_owned()), secondary: None, nonce }
+        Record { generation, live: Some(live.to_owned()), secondary: None, nonce, copies: Vec::new() }
     }
 
     #[test]

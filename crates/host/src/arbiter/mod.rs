@@ -15,7 +15,8 @@
 //! repaired: somebody has to look.
 //!
 //! # Format
-//! JSON: `{"version":1,"generation":7,"live":"a","secondary":null,"nonce":12345}`.
+//! JSON: `{"version":1,"generation":7,"live":"a","secondary":null,"nonce":12345}`; while nobody is live, with `copies`, a
+//! list of hosts, which earlier builds pass over.
 
 pub mod directory;
 pub mod etcd;
@@ -47,6 +48,9 @@ pub struct Record {
     pub secondary: Option<String>,
     /// Drawn by the claimant for each attempt.
     pub nonce: u64,
+    /// While nobody is live: the hosts whose disks have all that the VM did, as far as that is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -199,7 +203,8 @@ mod tests {
 
     #[test]
     fn stored_form_is_as_documented() {
-        let r = Record { generation: 7, live: Some("a".into()), secondary: None, nonce: u64::MAX };
+        let copies = Vec::new();
+        let r = Record { generation: 7, live: Some("a".into()), secondary: None, nonce: u64::MAX, copies };
         let text = String::from_utf8(r.encode()).unwrap();
         assert_eq!(
             text,
@@ -230,7 +235,13 @@ mod tests {
 
     #[test]
     fn only_the_next_generation_can_be_claimed() {
-        let new = |generation| Record { generation, live: None, secondary: None, nonce: 0 };
+        let new = |generation| Record {
+            generation,
+            live: None,
+            secondary: None,
+            nonce: 0,
+            copies: Vec::new(),
+        };
         assert!(check_claim("vm", None, &new(1)).is_ok());
         assert!(check_claim("vm", Some(4), &new(5)).is_ok());
         assert!(check_claim("vm", None, &new(2)).is_err());

@@ -80,12 +80,24 @@ pub struct HostConfig {
     /// Time without a sign of life after which a peer counts as lost, in milliseconds.
     #[serde(default = "default_detection_ms")]
     pub detection_ms: u32,
+    /// Most bytes of disks that a new secondary is sent in a second, unless a VM says otherwise; written as `"200M"`.
+    #[serde(default, deserialize_with = "optional_size")]
+    pub resync_limit: Option<u64>,
     /// The engine that runs machines here: `interpreter` or `jit`; the fastest that this host can have when absent.
     #[serde(default, deserialize_with = "engine_by_name")]
     pub engine: Option<EngineKind>,
     /// How another host is kept from writing to shared disks.
     #[serde(default)]
     pub fence: FenceSection,
+}
+
+/// A size that is not zero.
+fn optional_size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    match parse_size(&text).map_err(D::Error::custom)? {
+        0 => Err(D::Error::custom("0 bytes in a second would never be done")),
+        bytes => Ok(Some(bytes)),
+    }
 }
 
 fn engine_by_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EngineKind>, D::Error> {

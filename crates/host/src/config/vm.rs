@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware, parse_size,
+    ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware, optional_size, parse_size,
     parse_toml, problem, read_text,
 };
 use crate::disk::lock::default_path;
@@ -247,6 +247,9 @@ pub struct ProtectionSection {
     /// Most bytes on the disk that it keeps for that; written as `"1G"`.
     #[serde(deserialize_with = "size")]
     pub flight_recorder_size: u64,
+    /// Most bytes of disks that a new secondary is sent in a second; the daemon's when absent; written as `"200M"`.
+    #[serde(deserialize_with = "optional_size")]
+    pub resync_limit: Option<u64>,
 }
 
 impl Default for ProtectionSection {
@@ -258,6 +261,7 @@ impl Default for ProtectionSection {
             digest_interval_ms: DIGEST_INTERVAL_MS_DEFAULT,
             flight_recorder: FLIGHT_RECORDER_DEFAULT,
             flight_recorder_size: FLIGHT_RECORDER_BYTES_DEFAULT,
+            resync_limit: None,
         }
     }
 }

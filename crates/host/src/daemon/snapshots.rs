@@ -179,7 +179,7 @@ impl Daemon {
         })?;
         let (definition, created) = prepared;
         let file: PathBuf = definition.file.clone();
-        match self.start_defined(definition, false) {
+        match self.start_defined(definition, false, false) {
             Response::Done => {
                 created.keep();
                 Ok(Response::Restored { vm: started.to_owned(), file })

@@ -121,6 +121,7 @@ fn lab_with(names: &[&str], secrets: &[&str], fence: &FenceSection) -> Lab {
             detection_ms: 1000,
             engine: None,
             fence: fence.clone(),
+            resync_limit: None,
             is_terminal: false,
         };
         let daemon = Arc::new(Daemon::new(Arc::new(env)));
@@ -145,12 +146,12 @@ impl Lab {
         let bytes: Vec<u8> = program.iter().flat_map(|w| w.to_le_bytes()).collect();
         std::fs::write(&bios, bytes).unwrap();
         let text = format!("name = \"{NAME}\"\nmemory = \"32M\"\nbios = \"bios\"\n{more}");
-        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"), false)
+        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"), false, false)
     }
 
     fn start_by_force(&self, host: usize) -> Response {
         let text = format!("name = \"{NAME}\"\nmemory = \"32M\"\nbios = \"bios\"\n");
-        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"), true)
+        self.hosts[host].daemon.start(text, self.dir.path().join("vm.toml"), true, false)
     }
 
     fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {

@@ -7,7 +7,8 @@
 //! - INV-CHANGES-1: a chunk that differs from what it was at the beginning of an interval is written in that interval or
 //!   in a later one.
 
-use super::copy::{Bitmap, CHUNK_BYTES};
+use super::bitmap::Bitmap;
+use super::copy::CHUNK_BYTES;
 
 /// The interval that begins when a disk is opened.
 pub const OPENED: u32 = 1;

@@ -28,6 +28,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::bitmap::Bitmap;
+use super::journal::{Journal, extents_of};
+use super::record::{CheckpointId, Statement};
 use super::{Image, SINK_FULL_WAIT};
 
 /// Bytes in a chunk; the last one of a disk may be shorter.
@@ -40,6 +43,8 @@ const PASSES_MAX: u32 = 6;
 const SAVED_CHUNKS_MAX: usize = 1024;
 /// How long a write waits for the receiver of a snapshot.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Time over which a copy keeps to its limit.
+const PACE_WINDOW: Duration = Duration::from_millis(100);
 /// Chunks read in one slice.
 const CHUNKS_PER_SLICE: u32 = 4;
 /// Chunks looked at in one slice.
@@ -70,6 +75,30 @@ pub enum CopyItem {
         /// One line for people.
         reason: String,
     },
+    /// Before all else, of a copy for a mirror: what it builds on.
+    Start {
+        /// The checkpoint at which the receiver's own copy is what it has marked, so that it is to be written in place;
+        /// none for a copy of everything.
+        base: Option<CheckpointId>,
+        /// Extents that are to be sent, as far as known.
+        extents: Vec<u8>,
+    },
+    /// Before the end, of a copy for a mirror: what is known of the contents that it ends with.
+    Stated {
+        /// The first is that they are those of its checkpoint.
+        statements: Vec<Statement>,
+    },
+}
+
+/// What a copy for a mirror begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorPlan {
+    /// The receiving host.
+    pub peer: String,
+    /// What it says of the copy that it has, or why there is none that can be used.
+    pub theirs: Result<Vec<Statement>, String>,
+    /// Most bytes in a second while the guest writes.
+    pub limit: Option<u64>,
 }
 
 /// Why a sink did not take an item.
@@ -125,6 +154,12 @@ pub struct CopyProgress {
     pub chunks_pending: u64,
     /// Chunks sent, those sent again included.
     pub chunks_sent: u64,
+    /// The host that gets it, if it is for a mirror.
+    pub peer: Option<String>,
+    /// Why everything is copied; nothing when only what has changed is.
+    pub whole_because: Option<String>,
+    /// Bytes of the chunks that differed at the beginning; of all chunks when everything is copied.
+    pub bytes_to_copy: u64,
     /// Passes completed.
     pub passes: u32,
     /// Why it failed, as one line.
@@ -157,6 +192,32 @@ pub(super) struct Copier {
     chunks_sent: u64,
     passes: u32,
     error: Option<String>,
+    peer: Option<String>,
+    whole_because: Option<String>,
+    chunks_to_copy: u64,
+    /// What the receiver is told before the end.
+    statements: Option<Vec<Statement>>,
+    pace: Option<Pace>,
+}
+
+/// Keeps a copy to a number of bytes in a second, over a tenth of a second.
+#[derive(Debug)]
+struct Pace {
+    limit: u64,
+    since: Instant,
+    sent: u64,
+}
+
+impl Pace {
+    fn may_send(&mut self) -> bool {
+        let passed = self.since.elapsed();
+        let allowed = u128::from(self.limit) * passed.as_micros() / 1_000_000;
+        if passed > PACE_WINDOW && u128::from(self.sent) <= allowed {
+            // What was not used is lost: it does not come as a burst later.
+            (self.since, self.sent) = (Instant::now(), 0);
+        }
+        u128::from(self.sent) <= allowed
+    }
 }
 
 impl Copier {
@@ -175,7 +236,50 @@ impl Copier {
             chunks_sent: 0,
             passes: 0,
             error: None,
+            peer: None,
+            whole_because: None,
+            chunks_to_copy: chunks,
+            statements: None,
+            pace: None,
         }
+    }
+
+    /// Of a disk for a mirror: of what differs from the receiver's copy, where that can be told.
+    pub(super) fn for_mirror(
+        sink: Box<dyn ChunkSink>,
+        size: u64,
+        plan: MirrorPlan,
+        journal: Option<&mut Journal>,
+    ) -> Self {
+        let mut copier = Self { peer: Some(plan.peer), ..Self::new(sink, size) };
+        let common = plan.theirs.and_then(|theirs| {
+            let journal = journal.ok_or("this host keeps no record of the disk")?;
+            let none = "its copy and this host's have no checkpoint in common".to_owned();
+            journal.differing(&theirs).ok_or(none)
+        });
+        let (base, extents) = match common {
+            Ok((base, differing)) => {
+                // It may hold anything anywhere.
+                copier.sent = Bitmap::full(differing.len());
+                copier.chunks_to_copy = differing.ones();
+                let extents = extents_of(&differing, size).to_bytes();
+                copier.pending = differing;
+                (Some(base), extents)
+            }
+            Err(why) => {
+                copier.whole_because = Some(why);
+                (None, Vec::new())
+            }
+        };
+        copier.ready.push_back(CopyItem::Start { base, extents });
+        let pace = |limit| Pace { limit, since: Instant::now(), sent: 0 };
+        copier.pace = plan.limit.map(pace);
+        copier
+    }
+
+    /// What the receiver is to be told of the contents that the copy ends with.
+    pub(super) fn state(&mut self, statements: Vec<Statement>) {
+        self.statements = Some(statements);
     }
 
     /// Of the contents as they are now: all of them, or the chunks in `changed`, which the receiver may hold other contents
@@ -198,9 +302,12 @@ impl Copier {
     pub(super) fn progress(&self) -> CopyProgress {
         CopyProgress {
             phase: self.phase,
-            chunks_total: self.pending.len,
-            chunks_pending: self.pending.ones,
+            chunks_total: self.pending.len(),
+            chunks_pending: self.pending.ones(),
             chunks_sent: self.chunks_sent,
+            peer: self.peer.clone(),
+            whole_because: self.whole_because.clone(),
+            bytes_to_copy: self.chunks_to_copy.saturating_mul(CHUNK_BYTES).min(self.size),
             passes: self.passes,
             error: self.error.clone(),
         }
@@ -271,6 +378,9 @@ impl Copier {
             match self.phase {
                 CopyPhase::Converged => return Step::Waiting,
                 CopyPhase::Done | CopyPhase::Failed => return Step::Ended,
+                CopyPhase::Passes if self.pace.as_mut().is_some_and(|pace| !pace.may_send()) => {
+                    return Step::SinkFull;
+                }
                 CopyPhase::Passes | CopyPhase::Frozen => {
                     match self.next_pending(image, &mut looks) {
                         Some(index) => self.take_chunk(image, index),
@@ -287,9 +397,10 @@ impl Copier {
     fn offer_ready(&mut self) -> Option<Step> {
         while let Some(item) = self.ready.pop_front() {
             let last = matches!(item, CopyItem::End { .. } | CopyItem::Failed { .. });
+            let is_chunk = matches!(item, CopyItem::Chunk { .. } | CopyItem::Zero { .. });
             match self.sink.offer(item) {
                 Ok(()) if last => return Some(Step::Ended),
-                Ok(()) => self.chunks_sent += 1,
+                Ok(()) => self.chunks_sent += u64::from(is_chunk),
                 Err(Refused::Full(item)) => {
                     self.ready.push_front(item);
                     return Some(Step::SinkFull);
@@ -318,7 +429,7 @@ impl Copier {
                 return Some(index);
             }
             // Everything before `data` is a hole, so what was not sent needs no sending.
-            let end = data.min(self.sent.next(index).unwrap_or(u64::MAX)).min(self.pending.len);
+            let end = data.min(self.sent.next(index).unwrap_or(u64::MAX)).min(self.pending.len());
             self.pending.clear_range(index, end);
             self.cursor = end;
         }
@@ -328,14 +439,16 @@ impl Copier {
     fn end_of_pass(&mut self) {
         self.cursor = 0;
         if self.phase == CopyPhase::Frozen {
-            if self.pending.ones == 0 {
+            if self.pending.ones() == 0 {
                 self.phase = CopyPhase::Done;
+                let statements = self.statements.take();
+                self.ready.extend(statements.map(|statements| CopyItem::Stated { statements }));
                 self.ready.push_back(CopyItem::End { point: self.point });
             }
             return;
         }
         self.passes += 1;
-        if self.pending.ones <= PENDING_FEW || self.passes >= PASSES_MAX {
+        if self.pending.ones() <= PENDING_FEW || self.passes >= PASSES_MAX {
             self.phase = CopyPhase::Converged;
         }
     }
@@ -347,6 +460,9 @@ impl Copier {
         match image.read(offset, usize::try_from(len).unwrap_or(usize::MAX)) {
             Ok(data) => {
                 self.pending.clear(index);
+                if let Some(pace) = &mut self.pace {
+                    pace.sent += len;
+                }
                 if data.iter().any(|b| *b != 0) {
                     self.sent.set(index);
                     self.ready.push_back(CopyItem::Chunk { index, data });
@@ -363,92 +479,5 @@ impl Copier {
         self.ready.clear();
         self.ready.push_back(CopyItem::Failed { reason: reason.clone() });
         self.error = Some(reason);
-    }
-}
-
-/// A set of chunk indices with its size.
-#[derive(Debug, Clone)]
-pub(super) struct Bitmap {
-    words: Vec<u64>,
-    len: u64,
-    ones: u64,
-}
-
-impl Bitmap {
-    pub(super) fn empty(len: u64) -> Self {
-        let words = usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX);
-        Self { words: vec![0; words], len, ones: 0 }
-    }
-
-    fn full(len: u64) -> Self {
-        let mut map = Self::empty(len);
-        map.words.fill(u64::MAX);
-        if let Some(last) = map.words.last_mut()
-            && !len.is_multiple_of(64)
-        {
-            *last = (1 << (len % 64)) - 1;
-        }
-        map.ones = len;
-        map
-    }
-
-    fn word(index: u64) -> (usize, u64) {
-        (usize::try_from(index / 64).unwrap_or(usize::MAX), 1 << (index % 64))
-    }
-
-    fn get(&self, index: u64) -> bool {
-        let (word, bit) = Self::word(index);
-        self.words[word] & bit != 0
-    }
-
-    pub(super) fn set(&mut self, index: u64) {
-        let (word, bit) = Self::word(index);
-        self.ones += u64::from(self.words[word] & bit == 0);
-        self.words[word] |= bit;
-    }
-
-    fn clear(&mut self, index: u64) {
-        let (word, bit) = Self::word(index);
-        self.ones -= u64::from(self.words[word] & bit != 0);
-        self.words[word] &= !bit;
-    }
-
-    fn clear_range(&mut self, start: u64, end: u64) {
-        for index in start..end {
-            self.clear(index);
-        }
-    }
-
-    /// The first member at `from` or behind.
-    pub(super) fn next(&self, from: u64) -> Option<u64> {
-        let (first, bit) = Self::word(from);
-        let head = self.words.get(first)? & !(bit - 1);
-        if head != 0 {
-            return Some(from / 64 * 64 + u64::from(head.trailing_zeros()));
-        }
-        let rest = self.words.get(first + 1..)?;
-        let (skipped, word) = rest.iter().enumerate().find(|(_, w)| **w != 0)?;
-        Some((from / 64 + 1 + skipped as u64) * 64 + u64::from(word.trailing_zeros()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bitmap_finds_members_across_words() {
-        let mut map = Bitmap::empty(200);
-        for i in [0, 63, 64, 199] {
-            map.set(i);
-            map.set(i);
-        }
-        assert_eq!(map.ones, 4);
-        let found: Vec<_> = std::iter::successors(map.next(0), |i| map.next(i + 1)).collect();
-        assert_eq!(found, [0, 63, 64, 199]);
-        map.clear_range(10, 70);
-        assert_eq!((map.ones, map.next(1), map.next(200)), (2, Some(199), None));
-        let full = Bitmap::full(70);
-        assert_eq!((full.ones, full.next(69), full.next(70)), (70, Some(69), None));
     }
 }

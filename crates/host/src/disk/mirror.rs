@@ -130,6 +130,7 @@ impl MirrorWriter {
         match item {
             CopyItem::Chunk { index, data } => self.write_chunk(*index, data).map(|()| false),
             CopyItem::Zero { index } => self.zero_chunk(*index).map(|()| false),
+            CopyItem::Start { .. } | CopyItem::Stated { .. } => Ok(false),
             CopyItem::End { .. } => Ok(true),
             CopyItem::Failed { reason } => Err(MirrorError::Failed { reason: reason.clone() }),
         }

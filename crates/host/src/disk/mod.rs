@@ -17,11 +17,14 @@
 //! A request that fails is completed with [`BlkStatus::IoErr`] and one line that names the file; the disk goes on.
 //! Dropping the handle carries out what was submitted, then ends the thread.
 
+pub mod bitmap;
 mod changes;
 pub mod convert;
 pub mod copy;
 mod format;
 mod image;
+pub mod journal;
+pub mod keeper;
 mod limit;
 pub mod lock;
 pub mod mirror;
@@ -31,6 +34,8 @@ mod pool;
 pub mod qcow2;
 mod queue;
 mod raw;
+pub mod record;
+pub mod resync;
 mod source;
 mod uring;
 mod worker;
@@ -45,9 +50,10 @@ use std::time::Duration;
 use machine::io::{BlkOp, BlkStatus};
 
 pub use self::changes::OPENED;
-use self::copy::{ChunkSink, CopyProgress};
+use self::copy::{ChunkSink, CopyProgress, MirrorPlan};
 pub use self::format::{DiskFormat, looks_like};
 pub use self::image::{Image, OpenImageError, OpenMode};
+use self::keeper::{KeeperOrder, MirrorPoint};
 use self::limit::Limiter;
 pub use self::limit::Limits;
 pub use self::nbd::{NbdError, NbdUrl, PATIENCE_DEFAULT};
@@ -154,8 +160,9 @@ pub struct DiskStatus {
 #[derive(Debug)]
 enum Message {
     Request { id: u64, op: BlkOp },
-    BeginCopy { sink: Box<dyn ChunkSink> },
-    FreezeCopy { point: u64 },
+    BeginCopy { sink: Box<dyn ChunkSink>, plan: Option<MirrorPlan> },
+    FreezeCopy { point: u64, mirror: Option<MirrorPoint> },
+    Keeper(KeeperOrder),
     AbortCopy,
     Snapshot { sink: Box<dyn ChunkSink>, number: u32, base: Option<u32> },
     Grow { size: u64, told: SyncSender<Result<u64, String>> },
@@ -276,13 +283,29 @@ impl DiskHandle {
     pub fn begin_copy(&self, sink: Box<dyn ChunkSink>) {
         // Whoever looks before the disk's thread has begun must not see how an earlier copy went.
         self.status.lock().copy = None;
-        self.queue.push_unbounded(Message::BeginCopy { sink });
+        self.queue.push_unbounded(Message::BeginCopy { sink, plan: None });
+    }
+
+    /// As [`Self::begin_copy`], for a host that may have a copy already.
+    pub fn begin_mirror(&self, sink: Box<dyn ChunkSink>, plan: MirrorPlan) {
+        self.status.lock().copy = None;
+        self.queue.push_unbounded(Message::BeginCopy { sink, plan: Some(plan) });
+    }
+
+    /// As [`Self::freeze_copy`], with a checkpoint there.
+    pub fn freeze_mirror(&self, point: u64, mirror: MirrorPoint) {
+        self.queue.push_unbounded(Message::FreezeCopy { point, mirror: Some(mirror) });
+    }
+
+    /// Tells the disk's journal something, at this point in the order of requests.
+    pub fn keep(&self, order: KeeperOrder) {
+        self.queue.push_unbounded(Message::Keeper(order));
     }
 
     /// Fixes the contents that the copy ends with: those after every request submitted before this call and none
     /// submitted after it. `point` is handed to the sink with the end of the copy.
     pub fn freeze_copy(&self, point: u64) {
-        self.queue.push_unbounded(Message::FreezeCopy { point });
+        self.queue.push_unbounded(Message::FreezeCopy { point, mirror: None });
     }
 
     /// Drops the copy under way, if any; its sink is dropped without an end.

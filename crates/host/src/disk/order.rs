@@ -78,6 +78,11 @@ impl<T> Order<T> {
         self.entries.push_back(Entry { ticket, extent, blockers, work: Some(work) });
     }
 
+    /// What has not started.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().filter_map(|e| e.work.as_ref())
+    }
+
     fn first(&self) -> Option<usize> {
         if self.waiting == 0 {
             return None;

@@ -215,7 +215,7 @@ fn overlay(items: &Receiver<CopyItem>, contents: &mut [u8], number: u64) -> usiz
                 assert_eq!(point, number);
                 return count;
             }
-            CopyItem::Failed { reason } => panic!("{reason}"),
+            other => panic!("{other:?}"),
         }
     }
     0

@@ -23,10 +23,13 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::changes::Changes;
 use super::copy::{Copier, CopyProgress, Step};
+use super::journal::Journal;
+use super::keeper::Keeper;
 use super::limit::Limiter;
 use super::order::{Extent, Order, Ticket};
 use super::pool::Pool;
 use super::queue::Queue;
+use super::record::CheckpointId;
 use super::uring::{Ring, RingDone, RingOp};
 use super::{Completion, Image, Message, Note, READ_BYTES_MAX, SINK_FULL_WAIT, Status};
 
@@ -95,6 +98,8 @@ struct Running {
     id: u64,
     written: Option<(u64, u64)>,
     bytes: usize,
+    /// The checkpoint that it makes durable.
+    flushes: Option<CheckpointId>,
 }
 
 /// What carries out what this thread does not.
@@ -129,6 +134,8 @@ pub(super) struct Worker {
     changes: Changes,
     /// Copies into a snapshot.
     saver: Option<Copier>,
+    /// What the copy may differ in from those on other hosts.
+    keeper: Keeper,
 }
 
 impl Worker {
@@ -158,6 +165,7 @@ impl Worker {
             copier: None,
             changes,
             saver: None,
+            keeper: Keeper::default(),
         }
     }
 
@@ -176,7 +184,7 @@ impl Worker {
                 && let Some(message) = self.barrier.take()
             {
                 if matches!(message, Message::Stop) {
-                    return;
+                    return self.close();
                 }
                 self.pass_barrier(message);
                 continue;
@@ -234,13 +242,21 @@ impl Worker {
     fn start(&mut self, ticket: Ticket, Work { id, op }: Work) {
         let image = Arc::clone(&self.common.image);
         let written = written_range(&op).filter(|(at, len)| image.check_write(*at, *len).is_ok());
+        let mut noted = Ok(());
         if let Some((offset, len)) = written {
             for copier in self.copier.iter_mut().chain(&mut self.saver) {
                 copier.before_write(&image, offset, len);
             }
             self.changes.mark(offset, len);
+            let order = &self.order;
+            let upcoming = || order.waiting().filter_map(|work| written_range(&work.op)).collect();
+            noted = self.keeper.before_write(offset, len, upcoming);
         }
-        self.running.insert(ticket, Running { id, written, bytes: data_bytes(&op) });
+        let flushes = if op == BlkOp::Flush { self.keeper.flush_begins() } else { None };
+        self.running.insert(ticket, Running { id, written, bytes: data_bytes(&op), flushes });
+        if let Err(reason) = noted {
+            return self.finish(ticket, Err(reason));
+        }
         match self.try_here(op) {
             Ok(result) => self.finish(ticket, result),
             Err(op) => self.give_out(ticket, op),
@@ -339,7 +355,13 @@ impl Worker {
     /// A request has ended.
     fn finish(&mut self, ticket: Ticket, result: Result<Vec<u8>, String>) {
         self.order.finish(ticket);
-        let Some(Running { id, written, bytes }) = self.running.remove(&ticket) else { return };
+        let Some(Running { id, written, bytes, flushes }) = self.running.remove(&ticket) else {
+            return;
+        };
+        let result = match result {
+            Ok(data) if flushes.is_some() => self.keeper.flushed(flushes).map(|()| data),
+            result => result,
+        };
         self.held_bytes -= bytes;
         if let Some((offset, len)) = written {
             for copier in self.copier.iter_mut().chain(&mut self.saver) {
@@ -351,22 +373,47 @@ impl Worker {
             Err(error) => (BlkStatus::IoErr, Vec::new(), Some(error)),
         };
         if let Some(error) = &error {
-            let mut known = self.status.lock();
-            known.errors += 1;
-            known.last_error = Some(error.clone());
+            self.note_error(error);
         }
         self.common.outstanding.fetch_sub(1, Ordering::AcqRel);
         (self.done)(Completion { dev: self.dev, id, status, data, error });
+    }
+
+    fn note_error(&self, error: &str) {
+        let mut known = self.status.lock();
+        known.errors += 1;
+        known.last_error = Some(error.to_owned());
+    }
+
+    /// Nothing will be written any more.
+    fn close(mut self) {
+        let is_kept = self.keeper.journal().is_some_and(Journal::is_kept);
+        if is_kept && self.common.image.flush().is_ok() {
+            self.keeper.close();
+        }
     }
 
     /// Everything submitted before this message is done.
     fn pass_barrier(&mut self, message: Message) {
         let size = self.common.image.size();
         match message {
-            Message::BeginCopy { sink } => self.copier = Some(Copier::new(sink, size)),
-            Message::FreezeCopy { point } => {
+            Message::BeginCopy { sink, plan } => {
+                self.copier = Some(match plan {
+                    Some(plan) => Copier::for_mirror(sink, size, plan, self.keeper.journal_mut()),
+                    None => Copier::new(sink, size),
+                });
+            }
+            Message::FreezeCopy { point, mirror } => {
+                let statements = mirror.map(|point| self.keeper.mirror_point(&point));
                 if let Some(copier) = &mut self.copier {
+                    statements.into_iter().for_each(|s| copier.state(s));
                     copier.freeze(point);
+                }
+            }
+            Message::Keeper(order) => {
+                let image = Arc::clone(&self.common.image);
+                if let Err(e) = self.keeper.take(order, || image.flush()) {
+                    self.note_error(&e);
                 }
             }
             Message::AbortCopy => self.copier = None,
@@ -392,6 +439,7 @@ impl Worker {
             image.resize(size)?;
         }
         self.changes.grow(image.size());
+        self.keeper.grown(image.size())?;
         Ok(image.size())
     }
 

@@ -139,6 +139,12 @@ impl Store {
         Ok(Self { vm: vm.to_owned(), dir: root(state_dir).join(vm) })
     }
 
+    /// The directory for what the host has to remember.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        self.dir.parent().and_then(Path::parent).unwrap_or(Path::new("."))
+    }
+
     /// Those of all VMs that have any.
     ///
     /// # Errors

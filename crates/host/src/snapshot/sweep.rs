@@ -88,6 +88,8 @@ impl ChunkSink for DiskItems {
             CopyItem::Zero { index } => Piece::Item(chunk(index, None)),
             CopyItem::End { .. } => Piece::End,
             CopyItem::Failed { reason } => Piece::Failed(reason),
+            // What a mirror begins and ends with concerns no snapshot.
+            CopyItem::Start { .. } | CopyItem::Stated { .. } => return Ok(()),
         };
         self.queue.try_send(piece).map_err(|e| match e {
             TrySendError::Full(piece) => Refused::Full(match piece {

@@ -6,14 +6,15 @@
 //!
 //! # Invariants
 //! - INV-BULK-1: the vCPU thread never waits here: a full queue only delays the sweep.
-//! - INV-BULK-2: what arrives is used only when all of it has arrived; until then nothing under a final name changes.
+//! - INV-BULK-2: what arrives is used only when all of it has arrived; until then nothing under a final name changes, but a
+//!   copy of a disk that is brought up to date in place, which says so (INV-RESYNC-1).
 //!
 //! # Format
-//! Frames of the channel, each a [`Piece`] in postcard. Version: [`replica::PROTOCOL_VERSION`] and the machine's model
+//! Frames of the channel, each a [`Piece`] in postcard; the other way an [`Answer`] each. Version: [`replica::PROTOCOL_VERSION`] and the machine's model
 //! version, both checked.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::Duration;
@@ -25,10 +26,12 @@ use machine::{Machine, MachineSaved};
 use serde::{Deserialize, Serialize};
 
 use super::definition::Definition;
+use super::shared::Shared;
 use crate::channel::{self, Received, SendError};
 use crate::config::DiskMode;
 use crate::disk::copy::{ChunkSink, CopyItem, Refused};
-use crate::disk::mirror::MirrorWriter;
+use crate::disk::record::Statement;
+use crate::disk::resync::DiskReceiver;
 use crate::one_line::one_line;
 
 /// Pieces that wait to be sent.
@@ -71,6 +74,8 @@ pub(crate) enum Piece {
         text: String,
         file: PathBuf,
         disk_sizes: Vec<u64>,
+        /// Of the record that the sender is live by.
+        generation: u64,
     },
     Disk {
         dev: u8,
@@ -86,6 +91,23 @@ pub(crate) enum Piece {
     Pages(Vec<(u32, Vec<u8>)>),
     /// Everything of the machine was sent.
     MachineEnd,
+}
+
+/// What the new secondary says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// After the beginning: for each disk what is known of the copy that is here, or why nothing helps.
+    Have(Vec<Result<Vec<Statement>, String>>),
+    /// Everything is here.
+    Taken,
+    /// It does not become one, for this reason.
+    Refused(String),
+}
+
+/// Says it.
+pub(crate) fn answer(sender: &mut channel::Sender, answer: &Answer) -> Result<(), String> {
+    let bytes = postcard::to_stdvec(answer).map_err(|e| e.to_string())?;
+    sender.send(&bytes).map_err(|e| one_line(&e))
 }
 
 /// Puts chunks of a disk into the queue.
@@ -279,10 +301,11 @@ impl std::fmt::Debug for Loaded {
 /// Builds a snapshot from its pieces.
 struct Builder {
     definition: Definition,
-    mirrors: Vec<Option<MirrorWriter>>,
+    mirrors: Vec<Option<DiskReceiver>>,
     /// Complete ones; they get their final names when everything else is complete, too.
-    mirrors_done: Vec<MirrorWriter>,
+    mirrors_done: Vec<DiskReceiver>,
     disks_pending: usize,
+    generation: u64,
     head: Option<Box<SnapshotHead>>,
     append: String,
     images: [Vec<u8>; 3],
@@ -292,18 +315,24 @@ struct Builder {
 }
 
 impl Builder {
-    fn begin(definition: Definition, disk_sizes: &[u64]) -> Result<Self, String> {
+    fn begin(
+        definition: Definition,
+        disk_sizes: &[u64],
+        generation: u64,
+        state_dir: &Path,
+    ) -> Result<Self, String> {
         if disk_sizes.len() != definition.config.disks.len() {
             return Err("the snapshot's disks do not fit the VM's definition".to_owned());
         }
         let mut mirrors = Vec::new();
         let mut disks_pending = 0;
-        for (section, &size) in definition.config.disks.iter().zip(disk_sizes) {
+        let sections = definition.config.disks.iter().zip(disk_sizes);
+        for (dev, (section, &size)) in (0u8..).zip(sections) {
             if section.mode == DiskMode::Mirrored {
-                mirrors.push(Some(
-                    MirrorWriter::create_as(&section.path, section.image_format(), size)
-                        .map_err(|e| one_line(&e))?,
-                ));
+                let of = (definition.config.name.as_str(), dev);
+                let is_kept = !section.readonly;
+                let receiver = DiskReceiver::open(section, state_dir, of, size, is_kept);
+                mirrors.push(Some(receiver));
                 disks_pending += 1;
             } else {
                 mirrors.push(None);
@@ -314,6 +343,7 @@ impl Builder {
             mirrors,
             mirrors_done: Vec::new(),
             disks_pending,
+            generation,
             head: None,
             append: String::new(),
             images: Default::default(),
@@ -323,10 +353,17 @@ impl Builder {
         })
     }
 
+    /// What the sender is to know of the disks that are here.
+    fn have(&self) -> Answer {
+        let none = || Err("it is not mirrored".to_owned());
+        let disks = self.mirrors.iter();
+        Answer::Have(disks.map(|m| m.as_ref().map_or_else(none, DiskReceiver::have)).collect())
+    }
+
     fn take(&mut self, piece: Piece) -> Result<(), String> {
         match piece {
             Piece::Begin { .. } => return Err("the snapshot begins twice".to_owned()),
-            Piece::Disk { dev, item } => self.take_disk(dev, &item)?,
+            Piece::Disk { .. } => return Err("the snapshot's disks are taken elsewhere".to_owned()),
             Piece::Head(head) => self.head = Some(head),
             Piece::Append(append) => self.append = append,
             Piece::Image { .. } if self.machine.is_some() => {
@@ -355,7 +392,7 @@ impl Builder {
         let slot = self.mirrors.get_mut(usize::from(dev)).filter(|m| m.is_some());
         let Some(mirror) = slot else { return Err(format!("the snapshot has no disk {dev}")) };
         let Some(writer) = mirror else { return Ok(()) };
-        if writer.apply(item).map_err(|e| one_line(&e))?
+        if writer.apply(item).map_err(|e| format!("disk {dev}: {e}"))?
             && let Some(writer) = mirror.take()
         {
             self.mirrors_done.push(writer);
@@ -414,16 +451,18 @@ impl Builder {
             return Err("the snapshot's position is not its machine's".to_owned());
         }
         for writer in self.mirrors_done {
-            writer.finish().map_err(|e| one_line(&e))?;
+            // What its primary has done since, it does not have yet.
+            writer.finish(self.generation.saturating_sub(1))?;
         }
         Ok(Loaded { definition: self.definition, machine, pos: head.pos, clock: head.clock })
     }
 }
 
-/// Receives a snapshot of the VM `name`. `go_on` says when to give up.
+/// Receives a snapshot of the VM. `go_on` says when to give up.
 pub(crate) fn receive(
-    receiver: &mut channel::Receiver,
-    name: &str,
+    link: &mut channel::Link,
+    shared: &Shared,
+    state_dir: &Path,
     go_on: impl Fn() -> bool,
 ) -> Result<Loaded, String> {
     let mut builder: Option<Builder> = None;
@@ -433,7 +472,7 @@ pub(crate) fn receive(
         if !go_on() {
             return Err("it is not wanted any more".to_owned());
         }
-        let frame = match receiver.recv(Some(step)).map_err(|e| one_line(&e))? {
+        let frame = match link.receiver.recv(Some(step)).map_err(|e| one_line(&e))? {
             Received::Frame(frame) => frame,
             Received::TimedOut => {
                 silent += step;
@@ -451,7 +490,7 @@ pub(crate) fn receive(
         let piece: Piece =
             postcard::from_bytes(&frame).map_err(|e| format!("malformed snapshot: {e}"))?;
         match (&mut builder, piece) {
-            (None, Piece::Begin { version, text, file, disk_sizes }) => {
+            (None, Piece::Begin { version, text, file, disk_sizes, generation }) => {
                 if version != replica::PROTOCOL_VERSION {
                     let ours = replica::PROTOCOL_VERSION;
                     return Err(format!(
@@ -459,12 +498,18 @@ pub(crate) fn receive(
                     ));
                 }
                 let definition = Definition::parse(text, file)?;
-                if definition.config.name != name {
+                if definition.config.name != shared.name {
                     return Err("the snapshot is of another VM".to_owned());
                 }
-                builder = Some(Builder::begin(definition, &disk_sizes)?);
+                shared.check_failed_disks(&definition)?;
+                let begun = Builder::begin(definition, &disk_sizes, generation, state_dir)?;
+                answer(&mut link.sender, &begun.have())?;
+                builder = Some(begun);
             }
             (None, _) => return Err("the snapshot does not start at its beginning".to_owned()),
+            (Some(b), Piece::Disk { dev, item }) => b.take_disk(dev, &item).inspect_err(|e| {
+                shared.note_failure(dev, e, None);
+            })?,
             (Some(b), piece) => b.take(piece)?,
         }
         if builder.as_ref().is_some_and(Builder::is_complete)

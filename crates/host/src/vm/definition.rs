@@ -7,13 +7,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use machine::config::{BootImages, MachineConfig};
 
+use super::Env;
 use super::origin::Origin;
 use super::owning::Locks;
 use super::ports::Ports;
 use super::shared::Shared;
+use super::standing;
 use super::vcpu::{DiskPort, Disks, Mail};
 use crate::config::{DiskMode, DiskSection, Drawn, ReadsFrom, VmConfig};
+use crate::disk::journal::Journal;
+use crate::disk::keeper::KeeperOrder;
 use crate::disk::lock::ImageLock;
+use crate::disk::record::CopyState;
 use crate::disk::{DiskHandle, DiskOptions, DiskSource, Image, Limits, OpenMode};
 use crate::one_line::one_line;
 use crate::recording::RecordOptions;
@@ -57,6 +62,11 @@ impl Definition {
         Ok(Self { text, file, config, record: None, origin: Origin::PowerOn })
     }
 
+    /// Whether it begins in a state at hand, whose disks come with it.
+    pub(crate) fn has_state(&self) -> bool {
+        matches!(self.origin, Origin::State(_))
+    }
+
     pub(crate) fn digest_interval(&self) -> Duration {
         Duration::from_millis(u64::from(self.config.protection.digest_interval_ms))
     }
@@ -81,10 +91,34 @@ impl Definition {
         Ok((config, self.config.boot_images()?))
     }
 
+    /// Lets a disk keep the record of its copy, unless that is no copy to run from.
+    fn keep_record(
+        &self,
+        shared: &Arc<Shared>,
+        env: &Env,
+        handle: &DiskHandle,
+        dev: u8,
+    ) -> Result<(), String> {
+        let (name, path) = (&self.config.name, &self.config.disks[usize::from(dev)].path);
+        let journal = Journal::open(path, &env.state_dir, name, dev, handle.size());
+        if journal.state() == CopyState::BeingCopied {
+            return Err(format!("VM {name}: {}", standing::half_copied(path)));
+        }
+        let weak = Arc::downgrade(shared);
+        let stated = move |id| {
+            if let Some(shared) = weak.upgrade() {
+                shared.stated(dev, id);
+            }
+        };
+        handle.keep(KeeperOrder::Keep { journal: Box::new(journal), stated: Box::new(stated) });
+        Ok(())
+    }
+
     /// Opens disks, taps and consoles on this host; with the locks of shared disks, for a machine that is live.
     pub(crate) fn open(
         &self,
         shared: &Arc<Shared>,
+        env: &Env,
         locks: Option<&Locks>,
     ) -> Result<Disks, String> {
         let epoch = shared.disk_epoch.fetch_add(1, Ordering::Relaxed) + 1;
@@ -93,6 +127,9 @@ impl Definition {
             self.open_disk(shared, index, epoch, lock)
         };
         let disks = (0..self.config.disks.len()).map(open).collect::<Result<Disks, _>>()?;
+        for (dev, disk) in (0u8..).zip(&disks).filter(|(_, disk)| disk.is_kept) {
+            self.keep_record(shared, env, &disk.handle, dev)?;
+        }
         if locks.is_some() {
             self.limit(&disks);
         }
@@ -150,8 +187,9 @@ impl Definition {
             format!("VM {vm}: cannot start disk {path} with aio {:?}: {e}", section.aio)
         })?;
         let is_mirrored = section.mode == DiskMode::Mirrored;
+        let is_kept = is_mirrored && !section.readonly;
         let reads = (section.reads == ReadsFrom::Local).then(Arc::default);
-        Ok(DiskPort { handle: Arc::new(handle), is_mirrored, lock, reads })
+        Ok(DiskPort { handle: Arc::new(handle), is_mirrored, is_kept, lock, reads })
     }
 
     /// Limits the disks of a machine that is live.

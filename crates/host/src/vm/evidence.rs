@@ -319,6 +319,7 @@ mod tests {
             detection_ms: 1000,
             engine: None,
             fence: crate::config::FenceSection::default(),
+            resync_limit: None,
             is_terminal: true,
         };
         let config = Config::new(vm_id("vm"), HostId("a".to_owned()), 1);

@@ -13,10 +13,12 @@
 
 mod bulk;
 mod clock;
+mod copies;
 mod definition;
 mod disks;
 mod engine;
 mod evidence;
+mod failures;
 pub mod flight;
 mod local_reads;
 mod mailbox;
@@ -31,6 +33,7 @@ mod restore;
 mod secondary;
 mod shared;
 mod snapshots;
+pub(crate) mod standing;
 mod vcpu;
 
 use std::collections::BTreeMap;
@@ -63,7 +66,7 @@ use crate::arbiter::{self, Arbiter, CasOutcome};
 use crate::channel::{Link, Received, Secret};
 use crate::config::{ArbiterSection, FenceSection};
 use crate::console::ConsoleHub;
-use crate::control::{Detail, FailoverTimes, Progress, VmStatus};
+use crate::control::{Detail, DiskCopy, FailoverTimes, Progress, VmStatus};
 use crate::one_line::one_line;
 
 /// Time for one question to the arbiter.
@@ -88,6 +91,8 @@ pub struct Env {
     pub state_dir: PathBuf,
     /// Detection time unless a VM says otherwise.
     pub detection_ms: u32,
+    /// Most bytes of disks that a new secondary is sent in a second, unless a VM says otherwise.
+    pub resync_limit: Option<u64>,
     /// The engine that runs machines here; `None`: the fastest that this host can have.
     pub engine: Option<EngineKind>,
     /// How other hosts are kept from writing to shared disks.
@@ -266,27 +271,29 @@ impl Vm {
     pub(crate) fn accept_bulk(&self, mut link: Link, session: u64) -> Result<(), String> {
         if !self.is_spare() && !self.shared.is_loading(session) {
             let reason = format!("VM {} has another role there", self.name());
-            drop(link.sender.send(reason.as_bytes()));
+            drop(bulk::answer(&mut link.sender, &bulk::Answer::Refused(reason)));
             return Err(format!("VM {} has another role here", self.name()));
         }
         let shared = Arc::clone(&self.shared);
+        let env = Arc::clone(&self.env);
         let receive = move || {
             let started = Instant::now();
             let go_on =
                 || started.elapsed() < Duration::from_secs(2) || shared.has_session(session);
-            match bulk::receive(&mut link.receiver, &shared.name, go_on) {
+            match bulk::receive(&mut link, &shared, &env.state_dir, go_on) {
                 Ok(loaded) => {
                     // The other connection was made first, but its thread may be slower.
                     while go_on() && !shared.has_session(session) {
                         std::thread::sleep(Duration::from_millis(2));
                     }
-                    // An empty frame says that everything is here; without it the primary tries again.
-                    drop(link.sender.send(&[]));
+                    // Without it the primary tries again.
+                    drop(bulk::answer(&mut link.sender, &bulk::Answer::Taken));
                     shared.loaded(session, Box::new(loaded));
                 }
                 Err(reason) => {
                     // The primary shows the reason to people; if it is gone, there is nobody to tell.
-                    drop(link.sender.send(reason.as_bytes()));
+                    let refused = bulk::Answer::Refused(reason.clone());
+                    drop(bulk::answer(&mut link.sender, &refused));
                     tracing(
                         &shared,
                         &format!("the snapshot from {} was not taken: {reason}", link.peer),
@@ -361,6 +368,7 @@ impl Vm {
         });
         let starting =
             matches!(status.protection, Protection::NotProtected(NotProtected::Starting { .. }));
+        let disk_copies = copies::copies(&inner);
         let digests = self.shared.digests.load(Ordering::Relaxed);
         let percent = u8::try_from(self.shared.percent.load(Ordering::Relaxed)).unwrap_or(100);
         VmStatus {
@@ -378,10 +386,12 @@ impl Vm {
             icount: self.shared.icount.load(Ordering::Relaxed),
             digests: (digests > 0).then_some(digests),
             failover,
-            progress: starting.then(|| Progress { phase: "copying memory".to_owned(), percent }),
+            progress: starting.then(|| progress(&disk_copies, percent)),
             protect_pause_us: (inner.arm_pause_us > 0).then_some(inner.arm_pause_us),
             engine: inner.engine.filter(|_| has_machine).map(|e| e.kind.to_string()),
             fenced: inner.fenced.clone(),
+            disk_problem: inner.disk_problem.clone(),
+            disk_copies,
         }
     }
 
@@ -403,6 +413,18 @@ impl Vm {
     pub fn arm_pause_us(&self) -> u64 {
         self.shared.lock().arm_pause_us
     }
+}
+
+/// How far a new secondary is: its disks first, then its memory.
+fn progress(copies: &[DiskCopy], percent: u8) -> Progress {
+    let going_on: Vec<_> = copies.iter().filter(|copy| !copy.is_done).collect();
+    if going_on.is_empty() {
+        return Progress { phase: "copying memory".to_owned(), percent };
+    }
+    let sum = |of: fn(&DiskCopy) -> u64| going_on.iter().map(|copy| of(copy)).sum::<u64>();
+    let percent = sum(|copy| copy.bytes_done) * 100 / sum(|copy| copy.bytes_total).max(1);
+    let percent = u8::try_from(percent.min(100)).unwrap_or(100);
+    Progress { phase: "copying disks".to_owned(), percent }
 }
 
 /// Words for a state of protection: state, detail, reason, remedy.
@@ -469,6 +491,8 @@ fn run_arbiter(
         if shared.lock().is_closed {
             return;
         }
+        let disks = shared.kept_disks();
+        let mut freed = None;
         let (op, answer) = match question {
             Question::Confirm { answer } => {
                 let found = arbiter.read(&shared.name).map(|r| r.map(from_stored));
@@ -485,7 +509,9 @@ fn run_arbiter(
             }
             Question::Cas { op, expected, new } => {
                 let expected = (expected != 0).then_some(expected);
-                let outcome = arbiter.compare_and_set(&shared.name, expected, &to_stored(&new));
+                freed = new.live.is_none().then_some(new.generation);
+                let new = to_stored(&new, &shared.host);
+                let outcome = arbiter.compare_and_set(&shared.name, expected, &new);
                 (
                     op,
                     outcome.map(|o| match o {
@@ -501,7 +527,17 @@ fn run_arbiter(
             shared.lock().last_problem = Some(one_line(&e));
             ArbiterReply::Unreachable
         });
+        let won = matches!(&reply, ArbiterReply::Won);
         shared.feed(Event::ArbiterReply { op, reply });
+        // The records follow the arbiter's. Where this host falls before they do, that one names it.
+        let status = shared.lock().node.status();
+        match freed {
+            Some(generation) if won => Shared::tell_generation(&disks, generation),
+            _ if status.role == Role::Primary => {
+                Shared::tell_generation(&disks, status.generation);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -514,12 +550,14 @@ fn from_stored(r: arbiter::Record) -> replica::Record {
     }
 }
 
-fn to_stored(r: &replica::Record) -> arbiter::Record {
+/// As `host` stores it: when nobody runs the VM, whoever says so has all that it did.
+fn to_stored(r: &replica::Record, host: &str) -> arbiter::Record {
     arbiter::Record {
         generation: r.generation,
         live: r.live.as_ref().map(|h| h.0.clone()),
         secondary: r.secondary.as_ref().map(|h| h.0.clone()),
         nonce: r.nonce,
+        copies: if r.live.is_none() { vec![host.to_owned()] } else { Vec::new() },
     }
 }
 

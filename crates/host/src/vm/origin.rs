@@ -9,7 +9,7 @@
 //! - INV-ORIGIN-2: a state is run once.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eventlog::{ClockBase, LogPos};
@@ -69,9 +69,14 @@ pub struct Prepared {
 #[derive(Debug)]
 pub(super) enum StagedDisk {
     /// Written beside the file; what has the name now is held so that nobody begins to use it.
-    File { writer: MirrorWriter, present: Option<Image> },
+    File {
+        writer: MirrorWriter,
+        present: Option<Image>,
+        /// The record of the copy that is there now.
+        record: PathBuf,
+    },
     /// A block device is written over, when it may be.
-    Device { image: Image, dev: u8, chain: Vec<PathBuf> },
+    Device { image: Image, dev: u8, chain: Vec<PathBuf>, record: PathBuf },
 }
 
 impl Prepared {
@@ -126,14 +131,24 @@ pub(super) fn log_start(machine: &Machine) -> (LogPos, ClockBase) {
 impl StagedDisk {
     fn put(self) -> Result<(), String> {
         match self {
-            Self::File { writer, present } => {
+            Self::File { writer, present, record } => {
+                forget(&record)?;
                 // The file that is replaced can be let go: it is opened by name once more.
                 drop(present);
                 writer.finish().map(drop).map_err(|e| one_line(&e))
             }
-            Self::Device { image, dev, chain } => write_device(image, dev, &chain),
+            Self::Device { image, dev, chain, record } => {
+                forget(&record)?;
+                write_device(image, dev, &chain)
+            }
         }
     }
+}
+
+/// What a disk's copy differed in says nothing of other contents.
+fn forget(record: &Path) -> Result<(), String> {
+    crate::disk::record::remove(record)
+        .map_err(|e| format!("cannot remove {}: {e}", record.display()))
 }
 
 /// Writes a snapshot's disk over a block device.

@@ -26,10 +26,13 @@ use super::clock::HostClock;
 use super::definition::Definition;
 use super::engine::EngineUse;
 use super::evidence::{Keeper, Order as KeepOrder};
+use super::failures::range_of;
 use super::shared::Shared;
 use super::snapshots::{Order, Saver};
 use super::vcpu::{Completions, Disks, Mail, WAIT_MAX, tracing};
 use crate::disk::Completion;
+use crate::disk::keeper::{KeeperOrder, MirrorPoint};
+use crate::disk::record::CheckpointId;
 use crate::recording::Recorder;
 use crate::snapshot::{SnapshotId, Sweep};
 
@@ -43,12 +46,26 @@ const PUMP_PAUSE: Duration = Duration::from_micros(200);
 const DIGEST_SHARE: u32 = 100;
 /// A guest that writes to much memory gets digests this much more seldom than it should.
 const DIGEST_STRETCH_MAX: u32 = 3;
+/// Time between two checkpoints of the disks, where anything was written.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// After this long, one that was not answered makes room for the next.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(30);
+/// A checkpoint that no flush of the guest has made durable for this long gets its own.
+pub(super) const FLUSH_AFTER: Duration = Duration::from_secs(3);
 /// Largest request for entropy that is answered, in bytes.
 const ENTROPY_MAX: u32 = 65_536;
 
 struct SnapshotUnderWay {
     attempt: u64,
     sender: Box<RamSender>,
+}
+
+/// When the disks get checkpoints.
+struct Rhythm {
+    last: Instant,
+    /// Whether anything was written since.
+    has_written: bool,
+    to_flush: Option<(Instant, CheckpointId)>,
 }
 
 /// A live machine.
@@ -81,6 +98,9 @@ pub(crate) struct Primary {
     halt_told: bool,
     /// Why this host had to power the machine off.
     lost: Option<String>,
+    rhythm: Rhythm,
+    /// Requests that this host's copy failed and the secondary's is to answer.
+    withheld: Vec<Completion>,
 }
 
 impl Primary {
@@ -113,6 +133,8 @@ impl Primary {
             is_stopped: false,
             halt_told: false,
             lost: None,
+            withheld: Vec::new(),
+            rhythm: Rhythm { last: Instant::now(), has_written: false, to_flush: None },
         }
     }
 
@@ -297,7 +319,7 @@ impl Primary {
                 self.tick(Instant::now());
                 if self.settled.remove(&(done.dev, done.id)) {
                     self.settled_done(shared, done);
-                } else {
+                } else if !self.withholds(shared, &done) {
                     self.disk_done(done);
                 }
                 // Many long reads of a shared disk may be done at once: a message has a bound.
@@ -344,7 +366,8 @@ impl Primary {
             | Mail::Follow { .. }
             | Mail::Replay { .. }
             | Mail::GoLive { .. }
-            | Mail::Discard
+            | Mail::Discard { .. }
+            | Mail::Checkpoint { .. }
             | Mail::Halt
             | Mail::KeepState(_)
             | Mail::Define(_)
@@ -364,6 +387,33 @@ impl Primary {
         shared.lock().last_problem = Some(reason.clone());
         self.lost = Some(reason);
         shared.feed(Event::Stop);
+    }
+
+    /// Whether the secondary's copy is to answer a request that failed here: then the guest does not hear of it, and the
+    /// roles are switched. The request stays in the device's state, so that the other machine answers it, live.
+    fn withholds(&mut self, shared: &Shared, done: &Completion) -> bool {
+        let is_mirrored = self.disks.get(usize::from(done.dev)).is_some_and(|d| d.is_mirrored);
+        let Some(error) = done.error.as_ref().filter(|_| is_mirrored) else { return false };
+        if shared.protected_by().is_none() {
+            return false;
+        }
+        if self.withheld.is_empty() {
+            let range = range_of(&self.machine, done.dev, done.id);
+            shared.disk_failed(done.dev, error, range);
+        }
+        self.withheld.push(done.clone());
+        true
+    }
+
+    /// Gives the guest what was withheld, when nobody else can answer it any more.
+    fn give_up_withholding(&mut self, shared: &Shared) {
+        if self.withheld.is_empty() || shared.protected_by().is_some() {
+            return;
+        }
+        tracing(shared, "no other copy of the disk can serve: the guest gets the error");
+        for done in std::mem::take(&mut self.withheld) {
+            self.disk_done(done);
+        }
     }
 
     /// Keeps guest time with the host's.
@@ -393,6 +443,8 @@ impl Primary {
                     let Some(disk) = self.disks.get(usize::from(dev)) else { continue };
                     // A write to a disk that both hosts share is an output like any other.
                     if disk.is_mirrored || matches!(op, BlkOp::Read { .. }) {
+                        self.rhythm.has_written |=
+                            disk.is_kept && !matches!(op, BlkOp::Read { .. } | BlkOp::Flush);
                         disk.submit(id, op);
                     } else {
                         let kind = OutputKind::Blk { dev, id, op };
@@ -424,12 +476,14 @@ impl Primary {
 
     /// One slice, or a wait.
     pub(crate) fn step(&mut self, shared: &Shared) {
+        self.give_up_withholding(shared);
         if self.is_stopped || shared.mailbox.is_paused() || self.machine.halted().is_some() {
             self.rest(shared);
             return;
         }
         self.deliver(shared);
         let start = Instant::now();
+        self.checkpoint_if_due(shared, start);
         self.tick(start);
         let before = self.machine.icount();
         let budget = self.clock.steps_in(SLICE_US).max(1000);
@@ -541,6 +595,54 @@ impl Primary {
         }
     }
 
+    /// Where the secondary has everything that the guest wrote, both copies get a name for what they are now.
+    fn checkpoint_if_due(&mut self, shared: &Shared, now: Instant) {
+        let rhythm = &mut self.rhythm;
+        if let Some((_, id)) = rhythm.to_flush.take_if(|(at, _)| *at <= now) {
+            for disk in self.disks.iter().filter(|d| d.is_kept) {
+                disk.handle.keep(KeeperOrder::Flush { id });
+            }
+        }
+        let since = now.saturating_duration_since(rhythm.last);
+        if since < CHECKPOINT_EVERY || !rhythm.has_written {
+            return;
+        }
+        if since < CHECKPOINT_PATIENCE && shared.is_checkpoint_pending() {
+            return;
+        }
+        rhythm.last = now;
+        let Some(peer) = shared.protected_by() else { return };
+        let Ok(id) = CheckpointId::draw() else { return };
+        self.collect();
+        let icount = self.machine.icount();
+        self.record(icount, Entry::Mark);
+        self.recording.mark(icount);
+        for disk in self.disks.iter().filter(|d| d.is_kept) {
+            disk.handle.keep(KeeperOrder::Checkpoint { id, peer: peer.clone() });
+        }
+        shared.checkpoint_begun(id);
+        shared.tell_checkpoint(id, self.encoder.end());
+        self.rhythm.to_flush = Some((now + FLUSH_AFTER, id));
+        self.rhythm.has_written = false;
+        self.hand_over(shared);
+    }
+
+    /// The copies for a new secondary end with what the disks are now.
+    fn freeze_mirrors(&mut self, shared: &Shared, attempt: u64) {
+        let id = match CheckpointId::draw() {
+            Ok(id) => id,
+            Err(e) => return tracing(shared, &e),
+        };
+        let peer = shared.wanted_peer(attempt);
+        shared.checkpoint_begun(id);
+        for disk in self.disks.iter().filter(|d| d.is_mirrored) {
+            let (host, peer) = (shared.host.clone(), peer.clone());
+            disk.handle.freeze_mirror(attempt, MirrorPoint { id, host, peer });
+        }
+        self.rhythm.to_flush = Some((Instant::now() + FLUSH_AFTER, id));
+        self.rhythm.last = Instant::now();
+    }
+
     fn begin_snapshot(&mut self, shared: &Shared, link: LinkId, under_way: SnapshotUnderWay) {
         let SnapshotUnderWay { attempt, mut sender } = under_way;
         self.collect();
@@ -551,9 +653,7 @@ impl Primary {
         self.hand_over(shared);
         let at = self.encoder.end();
         self.machine.ram_mut().arm_snapshot(None);
-        for disk in self.disks.iter().filter(|d| d.is_mirrored) {
-            disk.handle.freeze_copy(attempt);
-        }
+        self.freeze_mirrors(shared, attempt);
         let clock = self.encoder.clock();
         let head = SnapshotHead {
             saved: self.machine.save(),

@@ -9,11 +9,14 @@ use replica::Event;
 use serde::{Deserialize, Serialize};
 
 use super::Env;
-use super::bulk::{self, DiskSink, Piece, QUEUE_PIECES, RamSender};
+use super::definition::Definition;
+use super::bulk::{self, Answer, DiskSink, Piece, QUEUE_PIECES, RamSender};
 use super::shared::{ProtectJob, Shared};
-use super::vcpu::{Disks, Mail};
+use super::vcpu::{Disks, Mail, tracing};
 use crate::channel::{self, Link, Received};
-use crate::disk::copy::CopyPhase;
+use crate::disk::copy::{CHUNK_BYTES, CopyPhase, MirrorPlan};
+use crate::disk::keeper::KeeperOrder;
+use crate::disk::record::Statement;
 use crate::one_line::one_line;
 
 /// Purpose of the connection for messages and log.
@@ -48,7 +51,10 @@ pub(crate) fn run(shared: &Arc<Shared>, env: &Env, jobs: &Receiver<ProtectJob>) 
         let attempt = job.attempt;
         let host = job.host.clone();
         match protect(shared, env, &job) {
-            Ok(()) => shared.feed(Event::SnapshotSent { attempt }),
+            Ok(()) => {
+                shared.mirrors_taken();
+                shared.feed(Event::SnapshotSent { attempt });
+            }
             Err(reason) => {
                 shared.mailbox.post(Mail::AbandonSnapshot { attempt });
                 if !job.is_abandoned.load(Ordering::SeqCst) {
@@ -63,7 +69,9 @@ pub(crate) fn run(shared: &Arc<Shared>, env: &Env, jobs: &Receiver<ProtectJob>) 
     }
 }
 
-fn mirrored(shared: &Shared) -> Vec<(u8, super::vcpu::DiskPort)> {
+type MirroredDisk = (u8, super::vcpu::DiskPort);
+
+fn mirrored(shared: &Shared) -> Vec<MirroredDisk> {
     let disks: Disks = shared.lock().ports.as_ref().map(|p| p.disks.clone()).unwrap_or_default();
     (0u8..).zip(disks).filter(|(_, d)| d.is_mirrored).collect()
 }
@@ -86,6 +94,7 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
     let session = u64::from_le_bytes(session);
     let detection_ms = definition.config.protection.detection_ms.unwrap_or(env.detection_ms);
     let preamble = Preamble { vm: shared.name.clone(), session, detection_ms };
+    let generation = shared.lock().node.status().generation;
     let log = connect(env, address, LOG, &preamble)?;
     let mut bulk = connect(env, address, BULK, &preamble)?;
     let begin = Piece::Begin {
@@ -93,16 +102,25 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
         text: definition.text.clone(),
         file: definition.file.clone(),
         disk_sizes: definition.disk_sizes()?,
+        generation,
     };
     bulk::send_piece(&mut bulk.sender, &begin)?;
     let link = super::serve_link(shared, log, session)?;
     let go_on = || !job.is_abandoned.load(Ordering::SeqCst) && shared.has_session(session);
     let (queue, pieces) = sync_channel(QUEUE_PIECES);
     let disks = mirrored(shared);
-    let result = copy_disks(&disks, &queue, &pieces, &mut bulk.sender, &go_on).and_then(|()| {
+    for (_, disk) in disks.iter().filter(|(_, disk)| disk.is_kept) {
+        disk.handle.keep(KeeperOrder::Generation { generation, create: true });
+    }
+    let have = wait_for_have(&mut bulk.receiver, &go_on);
+    let plans = have.map(|have| plans(&job.host.0, have, limit_of(env, &definition)));
+    let result = plans.and_then(|plans| {
+        begin_mirrors(&disks, &plans, &queue);
+        copy_disks(&disks, &pieces, &mut bulk.sender, &go_on)?;
         let sender = Box::new(RamSender::new(queue));
         shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
-        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), go_on)?;
+        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), &go_on)?;
+        report_copies(shared, &disks);
         wait_until_taken(&mut bulk.receiver, &go_on)
     });
     result.map_err(|reason| {
@@ -115,28 +133,105 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
 /// Why the new secondary took no more, if it said so.
 fn refusal(receiver: &mut channel::Receiver) -> Option<String> {
     match receiver.recv(Some(REFUSAL_TIME_MAX)) {
-        Ok(Received::Frame(text)) if !text.is_empty() => Some(for_people(&text)),
-        Ok(Received::Frame(_) | Received::TimedOut | Received::Closed { .. }) | Err(_) => None,
+        Ok(Received::Frame(frame)) => match read_answer(&frame) {
+            Ok(Answer::Refused(reason)) => Some(for_people(&reason)),
+            Ok(Answer::Have(_) | Answer::Taken) | Err(_) => None,
+        },
+        Ok(Received::TimedOut | Received::Closed { .. }) | Err(_) => None,
     }
 }
 
-fn for_people(text: &[u8]) -> String {
-    String::from_utf8_lossy(text)
-        .chars()
+fn read_answer(frame: &[u8]) -> Result<Answer, String> {
+    postcard::from_bytes(frame).map_err(|e| format!("it gave no answer: {e}"))
+}
+
+/// Waits until the new secondary has said what it has of the disks.
+fn wait_for_have(
+    receiver: &mut channel::Receiver,
+    go_on: &impl Fn() -> bool,
+) -> Result<Vec<Result<Vec<Statement>, String>>, String> {
+    while go_on() {
+        match receiver.recv(Some(Duration::from_millis(100))) {
+            Ok(Received::Frame(frame)) => match read_answer(&frame)? {
+                Answer::Have(have) => return Ok(have),
+                Answer::Refused(reason) => return Err(for_people(&reason)),
+                Answer::Taken => return Err("it took what was not sent".to_owned()),
+            },
+            Ok(Received::TimedOut) => {}
+            Ok(Received::Closed { .. }) => return Err("it closed the connection".to_owned()),
+            Err(e) => return Err(one_line(&e)),
+        }
+    }
+    Err("it is not wanted any more".to_owned())
+}
+
+/// Most bytes of disks that are copied in a second.
+fn limit_of(env: &Env, definition: &Definition) -> Option<u64> {
+    definition.config.protection.resync_limit.or(env.resync_limit)
+}
+
+/// What the copy of each disk begins with.
+fn plans(
+    peer: &str,
+    have: Vec<Result<Vec<Statement>, String>>,
+    limit: Option<u64>,
+) -> Vec<MirrorPlan> {
+    let plan = |theirs: Result<_, String>| {
+        let theirs = theirs.map_err(|why| for_people(&why));
+        MirrorPlan { peer: peer.to_owned(), theirs, limit }
+    };
+    have.into_iter().map(plan).collect()
+}
+
+fn begin_mirrors(disks: &[MirroredDisk], plans: &[MirrorPlan], queue: &SyncSender<Piece>) {
+    // The limit is for all of them together.
+    let share = u64::try_from(disks.len()).unwrap_or(1).max(1);
+    for (dev, disk) in disks {
+        let sink = Box::new(DiskSink { dev: *dev, queue: queue.clone() });
+        let plan = plans.get(usize::from(*dev)).cloned().unwrap_or_else(|| MirrorPlan {
+            peer: String::new(),
+            theirs: Err("it said nothing of this disk".to_owned()),
+            limit: None,
+        });
+        let limit = plan.limit.map(|limit| (limit / share).max(1));
+        disk.handle.begin_mirror(sink, MirrorPlan { limit, ..plan });
+    }
+}
+
+/// Tells the log what was copied, and why.
+fn report_copies(shared: &Shared, disks: &[MirroredDisk]) {
+    for (dev, disk) in disks {
+        let Some(copy) = disk.handle.status().copy else { continue };
+        let mib = |chunks: u64| chunks as f64 * CHUNK_BYTES as f64 / f64::from(1 << 20);
+        let (sent, total) = (mib(copy.chunks_sent), mib(copy.chunks_total));
+        let peer = copy.peer.unwrap_or_default();
+        let how = match copy.whole_because {
+            Some(why) => format!("whole, since {why}"),
+            None => "only what differs".to_owned(),
+        };
+        tracing(shared, &format!("disk {dev} to {peer}: {sent:.1} of {total:.1} MiB, {how}"));
+    }
+}
+
+fn for_people(text: &str) -> String {
+    text.chars()
         .filter(|c| !c.is_control())
         .take(REFUSAL_CHARS_MAX)
         .collect()
 }
 
-/// Waits until the new secondary says that it has everything, by an empty frame; what else it says is why it took none.
+/// Waits until the new secondary says that it has everything, or why not.
 fn wait_until_taken(
     receiver: &mut channel::Receiver,
     go_on: &impl Fn() -> bool,
 ) -> Result<(), String> {
     while go_on() {
         match receiver.recv(Some(Duration::from_millis(100))) {
-            Ok(Received::Frame(text)) if text.is_empty() => return Ok(()),
-            Ok(Received::Frame(text)) => return Err(for_people(&text)),
+            Ok(Received::Frame(frame)) => match read_answer(&frame)? {
+                Answer::Taken => return Ok(()),
+                Answer::Refused(reason) => return Err(for_people(&reason)),
+                Answer::Have(_) => return Err("it says twice what it has".to_owned()),
+            },
             Ok(Received::TimedOut) => {}
             Ok(Received::Closed { .. }) => {
                 return Err("it closed the connection before it had everything".to_owned());
@@ -166,15 +261,11 @@ fn wait_for_devices(shared: &Shared, job: &ProtectJob) -> Result<(), String> {
 
 /// Copies the disks while the guest writes, until little is left that changes.
 fn copy_disks(
-    disks: &[(u8, super::vcpu::DiskPort)],
-    queue: &SyncSender<Piece>,
+    disks: &[MirroredDisk],
     pieces: &Receiver<Piece>,
     sender: &mut channel::Sender,
     go_on: &impl Fn() -> bool,
 ) -> Result<(), String> {
-    for (dev, disk) in disks {
-        disk.handle.begin_copy(Box::new(DiskSink { dev: *dev, queue: queue.clone() }));
-    }
     loop {
         if !go_on() {
             return Err("it is not wanted any more".to_owned());

@@ -25,6 +25,7 @@ use super::definition::{Definition, draw};
 use super::origin::{Origin, Prepared, StagedDisk};
 use crate::config::{DiskMode, DiskSection, Drawn};
 use crate::disk::mirror::MirrorWriter;
+use crate::disk::record::record_path;
 use crate::disk::{Image, OpenImageError, OpenMode};
 use crate::name::check_name;
 use crate::one_line::one_line;
@@ -128,7 +129,7 @@ pub fn prepare(
     let config = &mut head.saved.config;
     let mtime = head.saved.clock.mtime(head.saved.icount);
     config.rtc_base_ns = rtc_base_after_pause(mtime, config.rtc_base_ns);
-    let mut disks = stage_all(&definition, &head, &chain, target)?;
+    let mut disks = stage_all(&definition, &head, &chain, target, store.state_dir())?;
     let machine = load(store, &chain, &head, &mut disks, tell)?;
     let disks = disks.into_iter().flatten().collect();
     let mut prepared = Prepared::new(machine).with_disks(disks);
@@ -297,6 +298,7 @@ fn stage_all(
     head: &SnapshotHead,
     chain: &[PathBuf],
     target: &Target,
+    state_dir: &Path,
 ) -> Result<Vec<Option<StagedDisk>>, RestoreError> {
     let sections = definition.config.disks.iter().zip(head.saved.disk_sizes());
     let is_lost = |d: &&DiskSection| !d.readonly && (d.nbd.is_some() || is_present(&d.path));
@@ -334,7 +336,8 @@ fn stage_all(
             Err(_) if section.nbd.is_none() && !is_present(&section.path) => None,
             Err(e) => return Err(RestoreError::Failed(one_line(&e))),
         };
-        staged.push(Some(stage(section, disk_size, present, dev, chain)?));
+        let record = record_path(&section.path, state_dir);
+        staged.push(Some(stage(section, disk_size, present, (dev, chain), record)?));
     }
     Ok(staged)
 }
@@ -343,8 +346,8 @@ fn stage(
     section: &DiskSection,
     size: u64,
     present: Option<Image>,
-    dev: u8,
-    chain: &[PathBuf],
+    (dev, chain): (u8, &[PathBuf]),
+    record: PathBuf,
 ) -> Result<StagedDisk, RestoreError> {
     let path = &section.path;
     match present {
@@ -354,7 +357,7 @@ fn stage(
                 let text = format!("{path} has {has} bytes, the snapshot's disk {size}");
                 return Err(RestoreError::Failed(text));
             }
-            Ok(StagedDisk::Device { image, dev, chain: chain.to_vec() })
+            Ok(StagedDisk::Device { image, dev, chain: chain.to_vec(), record })
         }
         present => {
             // A link keeps leading to the file.
@@ -365,7 +368,7 @@ fn stage(
                 let given = writer.belong_as(&replaced);
                 given.map_err(|e| RestoreError::Failed(one_line(&e)))?;
             }
-            Ok(StagedDisk::File { writer, present })
+            Ok(StagedDisk::File { writer, present, record })
         }
     }
 }

@@ -24,12 +24,16 @@ use replica::Event;
 use super::bulk::Loaded;
 use super::definition::Definition;
 use super::evidence::{Difference, Evidence};
+use super::failures::range_of;
 use super::flight::Flight;
 use super::owning::Locks;
 use super::primary::Primary;
 use super::shared::{Shared, mono_now, unix_ms};
 use super::vcpu::{Completions, Disks, WAIT_MAX, tracing};
+use super::primary::FLUSH_AFTER;
 use crate::disk::Completion;
+use crate::disk::keeper::KeeperOrder;
+use crate::disk::record::CheckpointId;
 use crate::divergence::report::Digests;
 use crate::recording::Recorder;
 
@@ -38,6 +42,8 @@ const PUMP_PAUSE: Duration = Duration::from_micros(500);
 /// How often a read of a shared disk is made again, and the pause before.
 const READ_TRIES: u32 = 100;
 const READ_PAUSE: Duration = Duration::from_millis(50);
+/// Time that the rest of the log of a VM that is off may take.
+const REST_TIME_MAX: Duration = Duration::from_secs(20);
 /// Steps replayed between two looks at the mail.
 const BURST: u64 = 2_000_000;
 
@@ -72,6 +78,12 @@ pub(crate) struct Secondary {
     last_right: Option<u64>,
     /// How it differs from the primary.
     difference: Option<Difference>,
+    /// Checkpoints of the disks that the log has not come to.
+    checkpoints: VecDeque<(CheckpointId, LogPos)>,
+    /// The last one, while it may have to be made durable.
+    to_flush: Option<(Instant, CheckpointId)>,
+    /// The VM is off by the record of this generation; until when its rest may be replayed.
+    off: Option<(u64, Instant)>,
 }
 
 impl Secondary {
@@ -96,6 +108,9 @@ impl Secondary {
             followed_from: loaded.pos.icount,
             last_right: None,
             difference: None,
+            checkpoints: VecDeque::new(),
+            to_flush: None,
+            off: None,
         };
         for kind in secondary.machine.outstanding() {
             secondary.submit(kind);
@@ -151,6 +166,8 @@ impl Secondary {
             return self.read_again(shared, key, error);
         }
         if let Some(error) = &done.error {
+            let range = range_of(&self.machine, done.dev, done.id);
+            shared.note_failure(done.dev, error, range);
             return self.fail(shared, format!("its copy of disk {} failed: {error}", done.dev));
         }
         if !self.settled.remove(&key) {
@@ -189,9 +206,68 @@ impl Secondary {
         }
     }
 
+    /// There is a checkpoint of the disks where the log will have come to `at`; both hosts have stated `settled`.
+    pub(crate) fn expect_checkpoint(
+        &mut self,
+        id: CheckpointId,
+        at: LogPos,
+        settled: Option<CheckpointId>,
+    ) {
+        if let Some(id) = settled {
+            for disk in self.disks.iter().filter(|d| d.is_kept) {
+                disk.handle.keep(KeeperOrder::Settle { id });
+            }
+        }
+        self.checkpoints.push_back((id, at));
+    }
+
+    /// The machine has come to the position of a mark: so has it to a checkpoint, perhaps.
+    fn reach_checkpoint(&mut self, shared: &Shared) {
+        let lsn = self.decoder.position().lsn;
+        while let Some((id, at)) = self.checkpoints.front().copied()
+            && at.lsn <= lsn
+        {
+            self.checkpoints.pop_front();
+            self.collect(shared);
+            let peer = shared.lock().node.status().peer.map_or_else(String::new, |host| host.0);
+            for disk in self.disks.iter().filter(|d| d.is_kept && at.lsn == lsn) {
+                disk.handle.keep(KeeperOrder::Checkpoint { id, peer: peer.clone() });
+            }
+            self.to_flush = Some((Instant::now() + FLUSH_AFTER, id));
+        }
+    }
+
+    /// The VM is off, and all its log is here: the copies of its disks are to have all that it did.
+    pub(crate) fn replay_rest(&mut self, shared: &Shared, generation: u64) {
+        tracing(shared, "the VM is off; its disks here get what is left of its log");
+        self.off = Some((generation, Instant::now() + REST_TIME_MAX));
+    }
+
+    /// Whether there is nothing left to do for a VM that is off.
+    pub(crate) fn is_over(&mut self) -> bool {
+        let Some((generation, until)) = self.off else { return false };
+        let is_done = self.ends.is_empty() && self.next.is_none();
+        if is_done && !self.is_failed {
+            Shared::tell_generation(&self.disks, generation);
+        }
+        is_done || self.is_failed || Instant::now() > until
+    }
+
+    fn flush_if_due(&mut self) {
+        if let Some((_, id)) = self.to_flush.take_if(|(at, _)| *at <= Instant::now()) {
+            for disk in self.disks.iter().filter(|d| d.is_kept) {
+                disk.handle.keep(KeeperOrder::Flush { id });
+            }
+        }
+    }
+
     /// Replays for a while, or waits for log.
     pub(crate) fn step(&mut self, shared: &Shared) {
+        self.flush_if_due();
         let is_waiting = self.is_failed || !self.replay(shared);
+        if is_waiting && self.off.is_some() && self.ends.is_empty() {
+            return;
+        }
         // What differed is not what its recording goes on with.
         let is_pumping = self.difference.is_none() && self.recorder.pump(&mut self.machine);
         if is_waiting {
@@ -308,6 +384,7 @@ impl Secondary {
         let input = match record.entry {
             Entry::Mark => {
                 self.recorder.mark(record.icount);
+                self.reach_checkpoint(shared);
                 return Applied::Yes;
             }
             Entry::Digest(theirs) => return self.check_digest(shared, theirs),

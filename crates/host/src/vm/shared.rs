@@ -27,8 +27,10 @@ use replica::{
 use super::Env;
 use super::bulk::Loaded;
 use super::definition::Definition;
+use super::copies::Checkpoints;
 use super::engine::EngineUse;
 use super::evidence::Difference;
+use super::failures::Failure;
 use super::local_reads::LocalReads;
 use super::mailbox::Mailbox;
 use super::outputs::OutputQueue;
@@ -111,12 +113,18 @@ pub(crate) struct Inner {
     /// The link whose snapshot is wanted.
     loading: Option<LinkId>,
     /// The link of the primary that is followed: nobody else knows what has left.
-    primary: Option<LinkId>,
+    pub(crate) primary: Option<LinkId>,
     /// The link of the secondary that replays the log.
-    follower: Option<LinkId>,
+    pub(crate) follower: Option<LinkId>,
+    pub(crate) checkpoints: Checkpoints,
+    /// The VM is off by the record of this generation, as its primary said.
+    off: Option<u64>,
+    /// Which copy of a disk failed, and whose serves.
+    pub(crate) disk_problem: Option<String>,
+    pub(crate) failures: BTreeMap<u8, Failure>,
     /// A snapshot that came before it was asked for, by session.
     early: Option<(u64, Box<Loaded>)>,
-    protect_running: BTreeMap<u64, Arc<AtomicBool>>,
+    protect_running: BTreeMap<u64, (String, Arc<AtomicBool>)>,
     pub(crate) start_outcome: Option<StartOutcome>,
     pub(crate) announced: Announced,
     pub(crate) last_problem: Option<String>,
@@ -218,6 +226,17 @@ pub(crate) fn vm_id(name: &str) -> VmId {
     VmId(id)
 }
 
+impl Inner {
+    /// Sends what needs no answer; a link that does not take it is found out by others.
+    pub(crate) fn send_unanswered(&mut self, link: LinkId, message: &Message) {
+        if let Some(entry) = self.links.get_mut(&link)
+            && entry.sender.send(&replica::encode(message)).is_err()
+        {
+            entry.sender.abort();
+        }
+    }
+}
+
 impl Shared {
     pub(crate) fn new(
         name: &str,
@@ -240,6 +259,10 @@ impl Shared {
                 loading: None,
                 primary: None,
                 follower: None,
+                checkpoints: Checkpoints::default(),
+                off: None,
+                disk_problem: None,
+                failures: BTreeMap::new(),
                 early: None,
                 protect_running: BTreeMap::new(),
                 start_outcome: None,
@@ -339,6 +362,19 @@ impl Shared {
         {
             Self::note_released(&mut inner, *released);
         }
+        if let Message::Disks { note } = &message {
+            self.take_note(&mut inner, link, note);
+        }
+        if inner.primary == Some(link) {
+            if let Message::Stop { off } = &message {
+                inner.off = *off;
+            }
+            if let Message::Protected { generation } = &message
+                && let Some(ports) = &inner.ports
+            {
+                Self::tell_generation(&ports.disks, *generation);
+            }
+        }
         if let Message::Diverged { at, secondary, primary } = &message
             && inner.follower == Some(link)
         {
@@ -426,7 +462,7 @@ impl Shared {
         inner.links.clear();
         inner.arbiter = None;
         inner.protect = None;
-        for flag in std::mem::take(&mut inner.protect_running).into_values() {
+        for (_, flag) in std::mem::take(&mut inner.protect_running).into_values() {
             flag.store(true, Ordering::SeqCst);
         }
         self.mailbox.post(Mail::Close);
@@ -486,7 +522,7 @@ impl Shared {
                     generation: current.map_or(0, |r| r.generation),
                 });
             }
-            Command::Stopped => self.mailbox.post(Mail::Discard),
+            Command::Stopped => self.mailbox.post(Mail::Discard { off: None }),
             Command::Release { up_to_icount } => self.release(inner, up_to_icount),
             Command::Throttle { permille } => self.mailbox.set_throttle(permille),
             Command::PauseVcpu => {
@@ -502,10 +538,11 @@ impl Shared {
             Command::StopMachine => self.mailbox.post(Mail::StopMachine),
             Command::StartProtect { attempt, host } => {
                 let is_abandoned = Arc::new(AtomicBool::new(false));
-                for flag in std::mem::take(&mut inner.protect_running).into_values() {
+                for (_, flag) in std::mem::take(&mut inner.protect_running).into_values() {
                     flag.store(true, Ordering::SeqCst);
                 }
-                inner.protect_running.insert(attempt, Arc::clone(&is_abandoned));
+                let running = (host.0.clone(), Arc::clone(&is_abandoned));
+                inner.protect_running.insert(attempt, running);
                 self.percent.store(0, Ordering::Relaxed);
                 let job = ProtectJob { attempt, host, is_abandoned };
                 if inner.protect.as_ref().is_none_or(|p| p.send(job).is_err()) {
@@ -514,7 +551,7 @@ impl Shared {
                 }
             }
             Command::AbandonProtect { attempt } => {
-                if let Some(flag) = inner.protect_running.remove(&attempt) {
+                if let Some((_, flag)) = inner.protect_running.remove(&attempt) {
                     flag.store(true, Ordering::SeqCst);
                 }
                 self.mailbox.post(Mail::AbandonSnapshot { attempt });
@@ -523,6 +560,7 @@ impl Shared {
                 inner.loading = Some(link);
                 inner.is_handed_over = false;
                 inner.primary = Some(link);
+                (inner.off, inner.disk_problem) = (None, None);
                 let session = inner.links.get(&link).map(|e| e.session);
                 match inner.early.take() {
                     Some((s, loaded)) if Some(s) == session => self.follow(inner, link, loaded),
@@ -532,6 +570,9 @@ impl Shared {
             Command::Replay { bytes, end } => self.mailbox.post(Mail::Replay { bytes, end }),
             Command::GoLive { generation, at, resend_after } => {
                 inner.primary = None;
+                if let Some(ports) = &inner.ports {
+                    Self::tell_generation(&ports.disks, generation);
+                }
                 self.mailbox.set_paused(false);
                 self.mailbox.set_throttle(0);
                 self.mailbox.post(Mail::GoLive { generation, at, resend_after });
@@ -541,7 +582,7 @@ impl Shared {
                 inner.loading = None;
                 inner.primary = None;
                 inner.early = None;
-                self.mailbox.post(Mail::Discard);
+                self.mailbox.post(Mail::Discard { off: inner.off.take() });
             }
             Command::Halt { reason } => {
                 // The vCPU thread closes the devices; what it makes until then is held by nobody's leave.
@@ -636,6 +677,12 @@ impl Shared {
         let candidates = hosts.into_iter().filter(|h| *h != env.host).map(HostId).collect();
         let wanted = wanted.unwrap_or(section.enabled);
         self.feed_locked(&mut inner, Event::SetProtection { wanted, candidates });
+    }
+
+    /// The host that an attempt to make a secondary is for.
+    pub(crate) fn wanted_peer(&self, attempt: u64) -> String {
+        let inner = self.lock();
+        inner.protect_running.get(&attempt).map_or_else(String::new, |(host, _)| host.clone())
     }
 
     /// Whether the session's link is still there.

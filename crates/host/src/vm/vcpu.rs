@@ -35,7 +35,9 @@ use super::primary::Primary;
 use super::secondary::Secondary;
 use super::shared::{Shared, StartOutcome};
 use super::snapshots::{Order, Run};
+use crate::disk::keeper::KeeperOrder;
 use crate::disk::lock::ImageLock;
+use crate::disk::record::CheckpointId;
 use crate::disk::{Completion, DiskHandle};
 use crate::one_line::one_line;
 use crate::recording::Recorder;
@@ -74,7 +76,12 @@ pub(crate) enum Mail {
     /// A disk found that the lock of its image is another host's now.
     Overtaken { epoch: u64, reason: String },
     /// Throw the machine away; what shows how it differed is kept.
-    Discard,
+    Discard {
+        /// The VM is off, by the record of this generation, and the log is all that it did: replay it first.
+        off: Option<u64>,
+    },
+    /// On a secondary: there is a checkpoint of the disks at this position of the log.
+    Checkpoint { id: CheckpointId, at: LogPos, settled: Option<CheckpointId> },
     /// Another host has the VM.
     Halt,
     /// Stop at a position and say so.
@@ -103,6 +110,8 @@ pub(crate) struct DiskPort {
     pub(crate) handle: Arc<DiskHandle>,
     /// Each replica has its own copy.
     pub(crate) is_mirrored: bool,
+    /// A record is kept of what this one differs in.
+    pub(crate) is_kept: bool,
     /// The lock of a shared image that this host may write to.
     pub(crate) lock: Option<Arc<ImageLock>>,
     /// Of a shared disk that the secondary reads by itself.
@@ -175,7 +184,12 @@ impl Vcpu {
             match &mut self.role {
                 Role::Idle => self.shared.mailbox.wait(None),
                 Role::Primary(p) => p.step(&self.shared),
-                Role::Secondary(s) => s.step(&self.shared),
+                Role::Secondary(s) => {
+                    s.step(&self.shared);
+                    if s.is_over() {
+                        self.discard();
+                    }
+                }
                 Role::Waiting(_) => self.wait_for_locks(),
             }
         }
@@ -191,7 +205,13 @@ impl Vcpu {
             (Mail::GoLive { generation, at, resend_after }, Role::Secondary(_)) => {
                 self.go_live(generation, at, resend_after);
             }
-            (Mail::Discard, _) => self.discard(),
+            (Mail::Discard { off: Some(generation) }, Role::Secondary(s)) => {
+                s.replay_rest(&self.shared, generation);
+            }
+            (Mail::Discard { .. }, _) => self.discard(),
+            (Mail::Checkpoint { id, at, settled }, Role::Secondary(s)) => {
+                s.expect_checkpoint(id, at, settled);
+            }
             (Mail::Halt, _) => {
                 self.discard();
                 // The machine is gone: this host may be used as a spare.
@@ -234,14 +254,16 @@ impl Vcpu {
                 | Mail::PowerOff
                 | Mail::Overtaken { .. }
                 | Mail::DiskGrown { .. }
-                | Mail::KeepState(_),
+                | Mail::KeepState(_)
+                | Mail::Checkpoint { .. },
                 Role::Idle | Role::Secondary(_) | Role::Waiting(_),
             ) => {}
         }
     }
 
     fn start(&mut self, generation: u64) {
-        self.early_log.clear();
+        // What an earlier machine here still does is not waited for.
+        self.discard();
         self.shared.is_making.store(true, Ordering::SeqCst);
         let made = self.make_machine(generation);
         let outcome = match made {
@@ -304,7 +326,11 @@ impl Vcpu {
         };
         self.choose_engine(&mut machine);
         crate::huge::advise(machine.ram().bytes());
-        let disks = definition.open(&self.shared, Some(&locks))?;
+        let disks = definition.open(&self.shared, &self.env, Some(&locks))?;
+        let create = definition.config.protection.enabled;
+        for disk in &disks {
+            disk.handle.keep(KeeperOrder::Generation { generation, create });
+        }
         let recording = match &definition.record {
             Some(options) => {
                 let mut options = options.clone();
@@ -331,7 +357,12 @@ impl Vcpu {
     }
 
     fn follow(&mut self, link: LinkId, mut loaded: Box<Loaded>) {
-        let disks = match loaded.definition.open(&self.shared, None) {
+        if matches!(self.role, Role::Secondary(_)) {
+            // It still replays the rest of an earlier log.
+            self.role = Role::Idle;
+            self.shared.clear_machine();
+        }
+        let disks = match loaded.definition.open(&self.shared, &self.env, None) {
             Ok(disks) => disks,
             Err(reason) => return self.shared.feed(Event::ReplicaFailed { reason }),
         };

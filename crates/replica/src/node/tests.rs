@@ -352,8 +352,9 @@ fn stop_frees_the_record_and_the_secondary() {
     let out = a.feed(Event::Stop);
     let Some(Command::ArbiterCas { new, .. }) = out.last() else { panic!("{out:?}") };
     assert_eq!((&new.live, &new.secondary), (&None, &None));
+    let off = Some(new.generation);
     let out = a.reply(4, ArbiterReply::Won);
-    assert_eq!(out[0], Command::Send { link: LINK, message: Message::Stop });
+    assert_eq!(out[0], Command::Send { link: LINK, message: Message::Stop { off } });
     assert_eq!(out.last(), Some(&Command::Stopped));
 }
 
@@ -406,7 +407,8 @@ fn any_message() -> impl Strategy<Value = Message> {
         Just(Message::SecondaryFailed { reason: String::new() }),
         place().prop_map(|at| Message::SwitchOver { at }),
         number().prop_map(|generation| Message::Switched { generation }),
-        Just(Message::Stop),
+        Just(Message::Stop { off: None }),
+        Just(Message::Disks { note: vec![1] }),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use host::control::{Client, ErrorCode, Protection, Request, Response, VmStatus};
+use host::control::{Client, DiskCopy, ErrorCode, Protection, Request, Response, VmStatus};
 
 use super::terminal::{Keyboard, Typed, show};
 use super::{failure, print, say, usage};
@@ -93,12 +93,17 @@ pub(crate) fn refuse(response: Response) -> anyhow::Error {
 }
 
 /// `start`
-pub(crate) fn start(socket: &Socket, file: &Path, force: bool) -> anyhow::Result<ExitCode> {
+pub(crate) fn start(
+    socket: &Socket,
+    file: &Path,
+    force: bool,
+    accept_stale: bool,
+) -> anyhow::Result<ExitCode> {
     let config = std::fs::read_to_string(file)
         .map_err(|e| usage(format!("{}: cannot be read: {e}", file.display())))?;
     let path = std::path::absolute(file)?;
     host::vm::Definition::parse(config.clone(), path.clone()).map_err(usage)?;
-    match connect(socket)?.call(&Request::Start { config, path, force })? {
+    match connect(socket)?.call(&Request::Start { config, path, force, accept_stale })? {
         Response::Done => Ok(ExitCode::SUCCESS),
         other => Err(refuse(other)),
     }
@@ -176,6 +181,10 @@ fn table(vm: &VmStatus) -> String {
     if let Some(digests) = vm.digests {
         rows.push(("Digests compared", digests.to_string()));
     }
+    if let Some(problem) = &vm.disk_problem {
+        rows.push(("Disk problem", problem.clone()));
+    }
+    rows.extend(vm.disk_copies.iter().map(|copy| ("Disk copy", disk_copy(copy))));
     if let Some(f) = &vm.failover {
         let ms = |us: u64| us as f64 / 1000.0;
         rows.push((
@@ -194,6 +203,22 @@ fn table(vm: &VmStatus) -> String {
     }
     let line = |(name, value): &(&str, String)| format!("{name:24}{value}");
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// What was copied of a disk, for people.
+fn disk_copy(copy: &DiskCopy) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let how = match &copy.whole_because {
+        Some(why) => format!("whole: {why}"),
+        None => "what differs".to_owned(),
+    };
+    let (disk, to, size) = (copy.disk, &copy.to, mib(copy.disk_bytes));
+    let done = mib(copy.bytes_done);
+    if copy.is_done {
+        return format!("disk {disk} to {to}: {done:.1} MiB sent of {size:.0} MiB ({how})");
+    }
+    let total = mib(copy.bytes_total);
+    format!("disk {disk} to {to}: {done:.1} of {total:.1} MiB so far, of {size:.0} MiB ({how})")
 }
 
 /// `console`

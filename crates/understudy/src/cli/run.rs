@@ -216,6 +216,8 @@ pub(crate) fn live(
         engine,
         fence: host::config::FenceSection::default(),
         is_terminal: true,
+        resync_limit: None,
+            is_terminal: true,
     });
     let name = definition.config.name.clone();
     let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default()))

@@ -82,7 +82,12 @@ impl Control {
     pub(crate) fn start(&self, file: &Path) -> anyhow::Result<()> {
         let config =
             std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        self.done(Request::Start { config, path: file.to_owned(), force: false }, START_MAX)
+        self.done(Request::Start {
+                config,
+                path: file.to_owned(),
+                force: false,
+                accept_stale: false,
+            }, START_MAX)
     }
 
     /// Has the daemon make a secondary of the machine `name`.
@@ -158,6 +163,8 @@ pub(crate) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus
         protect_pause_us: None,
         engine: None,
         fenced: None,
+        disk_problem: None,
+        disk_copies: Vec::new(),
     }
 }
 
