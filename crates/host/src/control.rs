@@ -338,6 +338,12 @@ pub struct VmStatus {
     pub lag_ms: u64,
     /// Log bandwidth.
     pub log_bytes_per_s: u64,
+    /// What of it, and of all else, is sent to the other replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire_bytes_per_s: Option<u64>,
+    /// Which way the log takes, where it may take two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_path: Option<String>,
     /// Steps that the machine has made.
     pub icount: u64,
     /// Digests of a primary that this host has compared with its own, so far.
@@ -668,6 +674,8 @@ mod tests {
             generation: 3,
             lag_ms: 0,
             log_bytes_per_s: 0,
+            wire_bytes_per_s: None,
+            log_path: None,
             icount: 9,
             digests: None,
             failover: Some(FailoverTimes { detection_us: 1, ..Default::default() }),

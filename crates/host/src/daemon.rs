@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::arbiter::{self, CasOutcome};
 use crate::channel::{Link, Listener, Received, Secret};
-use crate::config::HostConfig;
+use crate::config::{HostConfig, LogCompression};
 use crate::control::{
     ErrorCode, Handler, Progress, Protection, Request, Response, Role, ServeConsole, Server,
     VmStatus,
@@ -93,12 +93,23 @@ pub fn run(config: HostConfig) -> Result<(), DaemonError> {
     if let Some(parent) = config.socket.parent() {
         make_dir(parent)?;
     }
-    let listener = Listener::bind(config.listen.as_str(), secret.clone(), &config.name)
-        .map_err(|source| DaemonError::Listen { address: config.listen.clone(), source })?;
+    let compresses = config.log_compression == LogCompression::Lz4;
+    let mut listener =
+        Listener::bind(config.listen.as_str(), secret.clone(), &config.name, compresses)
+            .map_err(|source| DaemonError::Listen { address: config.listen.clone(), source })?;
+    if let Some(address) = &config.log_address
+        && let Err(e) = listener.also(address.as_str())
+    {
+        // The other path serves; a card that is broken must not keep this host from it.
+        line(&format!("cannot listen on log_address {address}: {e}; peers use the second path"));
+    }
+    let log_source = config.log_source();
     let env = Arc::new(Env {
         host: config.name,
         secret,
         peers: config.peers,
+        log_source,
+        compresses,
         arbiter: config.arbiter,
         state_dir: config.state_dir,
         detection_ms: config.detection_ms,
@@ -176,6 +187,7 @@ impl Daemon {
             Err(e) => return line(&format!("peer {peer}: {}", one_line(&e))),
         };
         let detection_ms = preamble.detection_ms.clamp(10, 60_000);
+        link.sender.set_patience(Preamble { detection_ms, ..preamble.clone() }.patience());
         let vm = match self.find_or_make(&preamble.vm, detection_ms) {
             Ok(vm) => vm,
             Err(e) => return line(&format!("peer {peer}: {e}")),

@@ -12,6 +12,7 @@
 //! The connecting side sends first; numbers are little-endian, the texts padded with zeroes.
 //! ```text
 //! hello (both):   magic "USTUDYCH" | version u16 | purpose_len u8 | name_len u8 | nonce [32] | purpose [32] | name [64]
+//!                 | offer u8: 1 it understands LZ4, 2 there may be a second path (client), 4 this is it (client)
 //! proof (client): HMAC-SHA256(secret, "understudy client" | SHA-256(client hello | server hello))
 //! proof (server): the same with "understudy server"
 //! ```
@@ -29,7 +30,12 @@ use super::{CHANNEL_VERSION, HANDSHAKE_TIME_MAX};
 
 const MAGIC: &[u8; 8] = b"USTUDYCH";
 const PREAMBLE_BYTES: usize = 10;
-const HELLO_BYTES: usize = 140;
+const HELLO_BYTES: usize = 141;
+const OFFER_LZ4: u8 = 1;
+const OFFER_BOND: u8 = 2;
+const OFFER_SECOND: u8 = 4;
+/// Bytes of a link's name, so that it fits a purpose in hexadecimal.
+const ID_BYTES: usize = 13;
 const PURPOSE_BYTES_MAX: usize = 32;
 const NAME_BYTES_MAX: usize = 64;
 const CLIENT: &str = "understudy client";
@@ -81,11 +87,36 @@ pub(super) struct Agreed {
     pub(super) purpose: String,
     pub(super) send_key: [u8; 32],
     pub(super) receive_key: [u8; 32],
+    /// This side compresses what it sends.
+    pub(super) compresses: bool,
+    /// A second path may come.
+    pub(super) is_bonded: bool,
+    /// 0 for the first path, 1 for the second.
+    pub(super) slot: usize,
+    /// What a second path calls the link.
+    pub(super) id: String,
+}
+
+/// What the connecting side wants beside a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Offer {
+    /// To compress what it sends.
+    pub(super) compresses: bool,
+    pub(super) is_bonded: bool,
+    pub(super) slot: usize,
+}
+
+impl Offer {
+    fn bits(self) -> u8 {
+        let bonded = if self.is_bonded { OFFER_BOND } else { 0 };
+        OFFER_LZ4 | bonded | if self.slot == 0 { 0 } else { OFFER_SECOND }
+    }
 }
 
 struct Hello {
     purpose: String,
     name: String,
+    offer: u8,
 }
 
 /// The connecting side.
@@ -94,9 +125,10 @@ pub(super) fn as_client(
     secret: &Secret,
     name: &str,
     purpose: &str,
+    offer: Offer,
 ) -> Result<Agreed, HandshakeError> {
     let mut io = Timed { stream, deadline: Instant::now() + HANDSHAKE_TIME_MAX };
-    let ours = hello(purpose, name)?;
+    let ours = hello(purpose, name, offer)?;
     io.write(&ours)?;
     let (theirs, peer) = io.read_hello()?;
     let transcript = transcript(&ours, &theirs);
@@ -118,6 +150,10 @@ pub(super) fn as_client(
         purpose: purpose.to_owned(),
         send_key: secret.derive("key to server", &transcript),
         receive_key: secret.derive("key to client", &transcript),
+        compresses: offer.compresses && peer.offer & OFFER_LZ4 != 0,
+        is_bonded: offer.is_bonded,
+        slot: offer.slot,
+        id: id(secret, &transcript),
     })
 }
 
@@ -126,9 +162,10 @@ pub(super) fn as_server(
     stream: &mut TcpStream,
     secret: &Secret,
     name: &str,
+    compresses: bool,
 ) -> Result<Agreed, HandshakeError> {
     let mut io = Timed { stream, deadline: Instant::now() + HANDSHAKE_TIME_MAX };
-    let ours = hello("", name)?;
+    let ours = hello("", name, Offer::default())?;
     let (theirs, peer) = match io.read_hello() {
         Err(e @ HandshakeError::OtherVersion { .. }) => {
             io.write(&ours)?;
@@ -150,14 +187,23 @@ pub(super) fn as_server(
         purpose: peer.purpose,
         send_key: secret.derive("key to client", &transcript),
         receive_key: secret.derive("key to server", &transcript),
+        compresses: compresses && peer.offer & OFFER_LZ4 != 0,
+        is_bonded: peer.offer & OFFER_BOND != 0,
+        slot: usize::from(peer.offer & OFFER_SECOND != 0),
+        id: id(secret, &transcript),
     })
+}
+
+fn id(secret: &Secret, transcript: &[u8; 32]) -> String {
+    let hash = secret.derive("name of the link", transcript);
+    hash[..ID_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn transcript(client: &[u8], server: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(client).chain_update(server).finalize().into()
 }
 
-fn hello(purpose: &str, name: &str) -> Result<[u8; HELLO_BYTES], HandshakeError> {
+fn hello(purpose: &str, name: &str, offer: Offer) -> Result<[u8; HELLO_BYTES], HandshakeError> {
     let too_long = HandshakeError::Malformed { reason: "purpose or name is too long" };
     if purpose.len() > PURPOSE_BYTES_MAX || name.len() > NAME_BYTES_MAX {
         return Err(too_long);
@@ -171,6 +217,7 @@ fn hello(purpose: &str, name: &str) -> Result<[u8; HELLO_BYTES], HandshakeError>
         .map_err(|e| HandshakeError::Io(e.into()))?;
     bytes[44..44 + purpose.len()].copy_from_slice(purpose.as_bytes());
     bytes[76..76 + name.len()].copy_from_slice(name.as_bytes());
+    bytes[HELLO_BYTES - 1] = offer.bits();
     Ok(bytes)
 }
 
@@ -184,7 +231,8 @@ fn parse(bytes: &[u8; HELLO_BYTES]) -> Result<Hello, HandshakeError> {
     };
     Ok(Hello {
         purpose: text(&bytes[44..76], bytes[10], "purpose")?,
-        name: text(&bytes[76..], bytes[11], "name")?,
+        name: text(&bytes[76..HELLO_BYTES - 1], bytes[11], "name")?,
+        offer: bytes[HELLO_BYTES - 1],
     })
 }
 

@@ -1,30 +1,21 @@
 //! A link's two halves: the sender, which does not wait for the network, and the receiver.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::event::{PollFd, PollFlags};
 
-use super::frame::{Decoder, Encoder, FRAME_BYTES_MAX, Frame, FrameError, encoded_len};
+use super::bond::Bond;
+use super::frame::{FRAME_BYTES_MAX, Frame, FrameError};
 use super::handshake::Agreed;
+use super::path::{PathReceiver, Read, wait_readable};
 
-/// Bytes that may wait in a sender; beyond that a send waits.
-const WAITING_BYTES_MAX: usize = 32 << 20;
-/// How long a send waits for room.
-const SEND_WAIT_MAX: Duration = Duration::from_millis(200);
-/// How long a dropped sender tries to get rid of what waits.
-const GOODBYE_TIME_MAX: Duration = Duration::from_millis(500);
-/// A peer that acknowledges nothing for this long is gone, says the kernel.
-const USER_TIMEOUT_MS: u32 = 10_000;
 const READ_BYTES: usize = 256 << 10;
 
-/// An authenticated connection.
+/// An authenticated connection, of one path or two.
 #[derive(Debug)]
 pub struct Link {
     /// The peer's name, as it gave it; whoever knows the secret may give any.
@@ -37,6 +28,19 @@ pub struct Link {
     pub sender: Sender,
     /// The receiving half.
     pub receiver: Receiver,
+}
+
+/// A path of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathUse {
+    /// 0: the first one of the configuration, 1: the second.
+    pub slot: usize,
+    /// This side's address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub peer: SocketAddr,
+    /// It carries the frames; another one stands by.
+    pub is_active: bool,
 }
 
 /// Why a frame was not sent.
@@ -91,88 +95,28 @@ pub enum ReceiveError {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, agreed: Agreed) -> io::Result<Self> {
-        stream.set_read_timeout(None)?;
-        stream.set_write_timeout(None)?;
-        set_options(&stream)?;
+    pub(super) fn new(stream: TcpStream, agreed: Agreed) -> io::Result<(Self, Arc<Bond>)> {
         let address = stream.peer_addr()?;
-        let stream = Arc::new(stream);
-        Ok(Self {
-            peer: agreed.peer,
-            address,
-            purpose: agreed.purpose,
-            sender: Sender::start(Arc::clone(&stream), &agreed.send_key)?,
-            receiver: Receiver {
-                stream,
-                decoder: Decoder::new(&agreed.receive_key),
-                buf: vec![0; READ_BYTES],
-                end: None,
-            },
-        })
-    }
-}
-
-fn set_options(stream: &TcpStream) -> io::Result<()> {
-    use rustix::net::sockopt;
-    stream.set_nodelay(true)?;
-    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(2))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(2))?;
-    sockopt::set_tcp_keepcnt(stream, 4)?;
-    Ok(())
-}
-
-/// What sender and writer thread share. The mutex guards the bytes that wait; no other lock is taken while it is held,
-/// and nothing waits for the network.
-#[derive(Debug)]
-struct Shared {
-    stream: Arc<TcpStream>,
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    bytes: Vec<u8>,
-    /// Bytes that the writer thread took and has not sent yet; while there are any, only it may send.
-    in_flight: usize,
-    is_closing: bool,
-    failed: Option<String>,
-}
-
-impl Waiting {
-    fn len(&self) -> usize {
-        self.bytes.len() + self.in_flight
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        let (bond, path) = Bond::start(stream, &agreed)?;
+        let receiver = Receiver {
+            bond: Arc::clone(&bond),
+            paths: vec![path],
+            buf: vec![0; READ_BYTES],
+            end: None,
+        };
+        let sender = Sender { bond: Arc::clone(&bond) };
+        let Agreed { peer, purpose, .. } = agreed;
+        Ok((Self { peer, address, purpose, sender, receiver }, bond))
     }
 }
 
 /// The sending half.
 #[derive(Debug)]
 pub struct Sender {
-    shared: Arc<Shared>,
-    encoder: Encoder,
-    scratch: Vec<u8>,
-    writer: Option<JoinHandle<()>>,
+    bond: Arc<Bond>,
 }
 
 impl Sender {
-    fn start(stream: Arc<TcpStream>, key: &[u8; 32]) -> io::Result<Self> {
-        let waiting = Mutex::new(Waiting::default());
-        let shared = Arc::new(Shared { stream, waiting, changed: Condvar::new() });
-        let theirs = Arc::clone(&shared);
-        let writer = std::thread::Builder::new()
-            .name("channel-writer".to_owned())
-            .spawn(move || write_waiting(&theirs))?;
-        Ok(Self { shared, encoder: Encoder::new(key), scratch: Vec::new(), writer: Some(writer) })
-    }
-
     /// Sends a frame: straight into the socket where it has room, else through the writer thread. Waits, for a fifth
     /// of a second at most, only while very much waits to be sent.
     ///
@@ -182,161 +126,56 @@ impl Sender {
         if payload.len() > FRAME_BYTES_MAX {
             return Err(SendError::TooLong { len: payload.len() });
         }
-        let len = encoded_len(payload.len());
-        let full = |w: &mut Waiting| {
-            w.failed.is_none() && w.len() > 0 && w.len().saturating_add(len) > WAITING_BYTES_MAX
-        };
-        let guard = self.shared.lock();
-        let (mut waiting, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(guard, SEND_WAIT_MAX, full)
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = &waiting.failed {
-            return Err(SendError::Closed { reason: reason.clone() });
-        }
-        if full(&mut waiting) {
-            return Err(SendError::Full { waiting: waiting.len() });
-        }
-        if waiting.len() > 0 {
-            self.encoder.data(payload, &mut waiting.bytes);
-            return Ok(());
-        }
-        self.scratch.clear();
-        self.encoder.data(payload, &mut self.scratch);
-        match send_now(&self.shared.stream, &self.scratch) {
-            Ok(sent) if sent == self.scratch.len() => {}
-            Ok(sent) => {
-                waiting.bytes.extend_from_slice(&self.scratch[sent..]);
-                self.shared.changed.notify_all();
-            }
-            Err(e) => {
-                let reason = e.to_string();
-                waiting.failed = Some(reason.clone());
-                self.shared.changed.notify_all();
-                return Err(SendError::Closed { reason });
-            }
-        }
-        Ok(())
+        self.bond.send(payload)
     }
 
     /// Bytes that wait for room in the socket.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
-        self.shared.lock().len()
+        self.bond.waiting_bytes()
+    }
+
+    /// Bytes that were sent, with all that frames have around them.
+    #[must_use]
+    pub fn wire_bytes(&self) -> u64 {
+        self.bond.wire_bytes()
+    }
+
+    /// The paths that there are, if there may be more than one.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathUse> {
+        if self.bond.is_bonded { self.bond.paths() } else { Vec::new() }
+    }
+
+    /// How often another path had to be taken.
+    #[must_use]
+    pub fn switches(&self) -> u64 {
+        self.bond.switches()
+    }
+
+    /// How long a path may be silent before the other one is tried.
+    pub fn set_patience(&self, patience: Duration) {
+        self.bond.set_patience(patience);
     }
 
     /// Ends the connection at once in both directions, without goodbye: both receivers see the end.
     pub fn abort(&self) {
-        let mut waiting = self.shared.lock();
-        waiting.failed.get_or_insert_with(|| "it was ended here".to_owned());
-        waiting.bytes = Vec::new();
-        // A connection that is over already cannot be shut down again.
-        drop(self.shared.stream.shutdown(Shutdown::Both));
-        self.shared.changed.notify_all();
+        self.bond.abort();
     }
 }
 
 impl Drop for Sender {
     /// Says goodbye after what waits, and gives up on a peer that takes nothing.
     fn drop(&mut self) {
-        let mut waiting = self.shared.lock();
-        if waiting.failed.is_none() {
-            self.encoder.goodbye(&mut waiting.bytes);
-        }
-        waiting.is_closing = true;
-        self.shared.changed.notify_all();
-        let pending = |w: &mut Waiting| w.failed.is_none() && w.len() > 0;
-        let (waiting, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(waiting, GOODBYE_TIME_MAX, pending)
-            .unwrap_or_else(PoisonError::into_inner);
-        // The receiving half may still be in use, unless the peer takes nothing any more.
-        let how = if waiting.len() == 0 { Shutdown::Write } else { Shutdown::Both };
-        drop(self.shared.stream.shutdown(how));
-        drop(waiting);
-        if let Some(writer) = self.writer.take() {
-            // A panic of the writer was already reported by the panic hook.
-            drop(writer.join());
-        }
-    }
-}
-
-fn send_now(stream: &TcpStream, bytes: &[u8]) -> Result<usize, Errno> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match rustix::net::send(stream, &bytes[sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Ok(n) => sent += n,
-            Err(Errno::WOULDBLOCK) => break,
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(sent)
-}
-
-/// The writer thread: sends what the sender left waiting.
-fn write_waiting(shared: &Shared) {
-    let mut taken = Vec::new();
-    loop {
-        {
-            let idle = |w: &mut Waiting| w.bytes.is_empty() && !w.is_closing && w.failed.is_none();
-            let guard = shared.lock();
-            let mut waiting =
-                shared.changed.wait_while(guard, idle).unwrap_or_else(PoisonError::into_inner);
-            if waiting.failed.is_some() || waiting.bytes.is_empty() {
-                return;
-            }
-            std::mem::swap(&mut waiting.bytes, &mut taken);
-            waiting.in_flight = taken.len();
-        }
-        let mut sent = 0;
-        while sent < taken.len() {
-            let step = wait_until(&shared.stream, PollFlags::OUT, None)
-                .and_then(|_| send_now(&shared.stream, &taken[sent..]));
-            let mut waiting = shared.lock();
-            match step {
-                Ok(n) => sent += n,
-                Err(e) => {
-                    waiting.failed.get_or_insert_with(|| e.to_string());
-                }
-            }
-            waiting.in_flight = taken.len() - sent;
-            shared.changed.notify_all();
-            if waiting.failed.is_some() {
-                return;
-            }
-        }
-        taken.clear();
-    }
-}
-
-/// Waits until the socket is ready or the deadline is over; whether it is ready.
-fn wait_until(
-    stream: &TcpStream,
-    flags: PollFlags,
-    deadline: Option<Instant>,
-) -> Result<bool, Errno> {
-    loop {
-        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|l| Timespec {
-            tv_sec: i64::try_from(l.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(l.subsec_nanos()),
-        });
-        match poll(&mut [PollFd::new(stream, flags)], timeout.as_ref()) {
-            Ok(n) => return Ok(n > 0),
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
+        self.bond.close();
     }
 }
 
 /// The receiving half.
 #[derive(Debug)]
 pub struct Receiver {
-    stream: Arc<TcpStream>,
-    decoder: Decoder,
+    bond: Arc<Bond>,
+    paths: Vec<PathReceiver>,
     buf: Vec<u8>,
     end: Option<bool>,
 }
@@ -352,36 +191,116 @@ impl Receiver {
             if let Some(is_clean) = self.end {
                 return Ok(Received::Closed { is_clean });
             }
-            match self.decoder.next().map_err(ReceiveError::Frame)? {
-                Some(Frame::Data(payload)) => return Ok(Received::Frame(payload)),
-                Some(Frame::Goodbye) => {
-                    self.end = Some(true);
-                    continue;
-                }
-                None => {}
+            if let Some(payload) = self.next_frame()? {
+                return Ok(Received::Frame(payload));
             }
-            let read = rustix::net::recv(&*self.stream, &mut self.buf[..], RecvFlags::DONTWAIT);
-            match read.map(|(n, _)| n) {
-                Ok(0) if self.decoder.is_inside_frame() => return Err(ReceiveError::Truncated),
-                Ok(0) => self.end = Some(false),
-                Ok(n) => self.decoder.push(&self.buf[..n]),
-                Err(Errno::INTR) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    let ready = wait_until(&self.stream, PollFlags::IN, deadline)
-                        .map_err(|e| ReceiveError::Io(e.into()))?;
-                    if !ready {
-                        return Ok(Received::TimedOut);
-                    }
-                }
-                Err(e) => return Err(ReceiveError::Io(e.into())),
+            if self.end.is_some() || self.read()? {
+                continue;
+            }
+            let mut fds: Vec<PollFd<'_>> =
+                self.paths.iter().map(|path| PollFd::new(&path.stream, PollFlags::IN)).collect();
+            if self.bond.is_bonded {
+                fds.push(PollFd::new(&self.bond.wake, PollFlags::IN));
+            }
+            let ready =
+                wait_readable(&mut fds, deadline).map_err(|e| ReceiveError::Io(e.into()))?;
+            let has_news =
+                self.bond.is_bonded && fds.last().is_some_and(|wake| !wake.revents().is_empty());
+            drop(fds);
+            if has_news {
+                let mut count = [0; 8];
+                // Whatever it is, the paths are here.
+                let _ = rustix::io::read(&self.bond.wake, &mut count);
+                self.welcome();
+            } else if !ready {
+                return Ok(Received::TimedOut);
             }
         }
+    }
+
+    /// New paths; one that was in the place of one of them is gone.
+    fn welcome(&mut self) {
+        for path in self.bond.take_arrivals() {
+            self.paths.retain(|old| old.slot != path.slot);
+            self.paths.push(path);
+        }
+    }
+
+    /// The next whole frame that is for the caller.
+    fn next_frame(&mut self) -> Result<Option<Vec<u8>>, ReceiveError> {
+        let Self { bond, paths, end, .. } = self;
+        for path in paths {
+            while let Some(frame) = path.decoder.next().map_err(ReceiveError::Frame)? {
+                match frame {
+                    Frame::Data(None, payload) if !bond.is_bonded => return Ok(Some(payload)),
+                    Frame::Data(Some(number), payload) if bond.is_bonded => {
+                        let is_next = bond.take(number, payload.len()).map_err(|expected| {
+                            let found = number.at;
+                            ReceiveError::Frame(FrameError::Missing { expected, found })
+                        })?;
+                        if is_next {
+                            return Ok(Some(payload));
+                        }
+                    }
+                    Frame::Goodbye(_) => {
+                        *end = Some(true);
+                        return Ok(None);
+                    }
+                    Frame::Acknowledged(count) => bond.acknowledged(count),
+                    Frame::Data(..) => {
+                        let error = FrameError::UnknownKind { sequence: 0, kind: 0 };
+                        return Err(ReceiveError::Frame(error));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads what is there, of all paths; whether there was something.
+    fn read(&mut self) -> Result<bool, ReceiveError> {
+        let (mut is_some, mut at) = (false, 0);
+        while at < self.paths.len() {
+            let path = &mut self.paths[at];
+            let found = path.read(&mut self.buf);
+            if let Ok(Read::Some) = found {
+                self.bond.note_heard(path.slot);
+                is_some = true;
+            }
+            if matches!(found, Ok(Read::Some | Read::Nothing)) {
+                at += 1;
+                continue;
+            }
+            if self.bond.is_bonded {
+                let reason =
+                    found.err().map_or_else(|| "it was closed".to_owned(), |e| e.to_string());
+                let slot = self.paths.remove(at).slot;
+                // Another one may have come for it meanwhile.
+                self.welcome();
+                if !self.paths.iter().any(|path| path.slot == slot)
+                    && !self.bond.path_ended(slot, &reason)
+                {
+                    self.end = Some(false);
+                    return Ok(true);
+                }
+                is_some = true;
+                continue;
+            }
+            match found {
+                Ok(_) if path.decoder.is_inside_frame() => return Err(ReceiveError::Truncated),
+                Ok(_) => self.end = Some(false),
+                Err(e) => return Err(ReceiveError::Io(e)),
+            }
+            return Ok(true);
+        }
+        Ok(is_some)
     }
 }
 
 impl AsFd for Receiver {
-    /// For poll: readable when [`Receiver::recv`] may find something, provided that it last found nothing.
+    /// For poll: readable when [`Receiver::recv`] may find something on a link of one path, provided that it last found
+    /// nothing.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.paths.first().map_or_else(|| self.bond.wake.as_fd(), |path| path.stream.as_fd())
     }
 }

@@ -4,8 +4,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use super::dial::connect;
 use super::*;
 use crate::one_line::one_line;
+
+mod bonded;
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Frames of much data.
@@ -20,7 +23,7 @@ fn good() -> Secret {
 }
 
 fn listener() -> Listener {
-    Listener::bind("127.0.0.1:0", good(), "beta").unwrap()
+    Listener::bind("127.0.0.1:0", good(), "beta", false).unwrap()
 }
 
 fn pair() -> (Link, Link) {
@@ -131,12 +134,12 @@ fn another_version_is_named_on_both_sides() {
     stream.write_all(&[1; 300]).unwrap();
     let mut answer = vec![];
     stream.read_to_end(&mut answer).unwrap();
-    assert_eq!(&answer[..10], b"USTUDYCH\x01\x00");
+    assert_eq!(&answer[..10], b"USTUDYCH\x02\x00");
     drop(stream);
     let (_, e) = listener.next(LIMIT).unwrap().unwrap_err();
     assert_eq!(
         e.to_string(),
-        "channel version 9 at the peer, 1 here: run the same release on both hosts"
+        "channel version 9 at the peer, 2 here: run the same release on both hosts"
     );
 }
 
@@ -146,7 +149,7 @@ fn connect_to_stranger(answer: &'static [u8]) -> HandshakeError {
     let address = server.local_addr().unwrap().to_string();
     let thread = std::thread::spawn(move || {
         let (mut stream, _) = server.accept().unwrap();
-        let mut hello = [0; 140];
+        let mut hello = [0; 141];
         stream.read_exact(&mut hello).unwrap();
         stream.write_all(answer).unwrap();
         let _ = stream.read(&mut hello);
@@ -160,8 +163,8 @@ fn connect_to_stranger(answer: &'static [u8]) -> HandshakeError {
 fn the_connecting_side_knows_strangers_too() {
     let e = connect_to_stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     assert!(matches!(e, HandshakeError::NotUnderstudy { .. }), "{e}");
-    let e = connect_to_stranger(b"USTUDYCH\x02\x00");
-    assert!(matches!(e, HandshakeError::OtherVersion { ours: 1, theirs: 2 }), "{e}");
+    let e = connect_to_stranger(b"USTUDYCH\x03\x00");
+    assert!(matches!(e, HandshakeError::OtherVersion { ours: 2, theirs: 3 }), "{e}");
 }
 
 #[test]
@@ -192,12 +195,14 @@ fn garbage_is_refused() {
 
 #[test]
 fn changed_repeated_reordered_and_endless_frames_are_refused() {
-    use super::frame::{Decoder, Encoder, Frame};
+    use super::compress::Packed;
+    use super::frame::{Decoder, Encoder, Frame, Item};
+    let packed = |text: &[u8]| Packed { bytes: text.to_vec(), length: None };
     let key = [7; 32];
     let mut encoder = Encoder::new(&key);
     let (mut one, mut two) = (vec![], vec![]);
-    encoder.data(b"one", &mut one);
-    encoder.data(b"two", &mut two);
+    encoder.frame(&Item::Data(None, &packed(b"one")), &mut one);
+    encoder.frame(&Item::Data(None, &packed(b"two")), &mut two);
     let decode = |bytes: &[u8]| {
         let mut decoder = Decoder::new(&key);
         decoder.push(bytes);
@@ -205,8 +210,8 @@ fn changed_repeated_reordered_and_endless_frames_are_refused() {
     };
     let both = [&one[..], &two[..]].concat();
     let (first, second) = decode(&both).unwrap();
-    assert_eq!(first, Some(Frame::Data(b"one".to_vec())));
-    assert_eq!(second, Some(Frame::Data(b"two".to_vec())));
+    assert_eq!(first, Some(Frame::Data(None, b"one".to_vec())));
+    assert_eq!(second, Some(Frame::Data(None, b"two".to_vec())));
     for bit in 0..one.len() * 8 {
         let mut bad = both.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
@@ -231,7 +236,7 @@ fn bytes_put_into_a_link_by_somebody_else_are_refused() {
     let thread = std::thread::spawn(move || {
         let (mut client, _) = middle.accept().unwrap();
         let mut server = TcpStream::connect(address).unwrap();
-        for (n, to_server) in [(140, true), (140, false), (32, true), (32, false)] {
+        for (n, to_server) in [(141, true), (141, false), (32, true), (32, false)] {
             let mut buf = vec![0; n];
             let (from, to) =
                 if to_server { (&mut client, &mut server) } else { (&mut server, &mut client) };
@@ -247,6 +252,22 @@ fn bytes_put_into_a_link_by_somebody_else_are_refused() {
     let e = link.receiver.recv(Some(LIMIT)).unwrap_err();
     assert!(matches!(e, ReceiveError::Frame(FrameError::NotAuthentic { sequence: 0 })), "{e}");
     drop(thread.join().unwrap());
+}
+
+#[test]
+fn compressed_frames_arrive_as_they_were_and_are_fewer_bytes() {
+    let listener = Listener::bind("127.0.0.1:0", good(), "beta", true).unwrap();
+    let dialer = Dialer { secret: good(), name: "alpha".into(), timeout: LIMIT, compresses: false };
+    let routes = [Route::to(&listener.address().to_string())];
+    let mut client = dialer.connect(&routes, "log").unwrap();
+    let mut server = listener.next(LIMIT).unwrap().unwrap();
+    let text = b"the same again; ".repeat(1000);
+    // Each side compresses what it sends, or does not, as it was told.
+    server.sender.send(&text).unwrap();
+    client.sender.send(&text).unwrap();
+    assert_eq!(client.receiver.recv(Some(LIMIT)).unwrap(), frame(&text));
+    assert_eq!(server.receiver.recv(Some(LIMIT)).unwrap(), frame(&text));
+    assert!(server.sender.wire_bytes() < 1000 && client.sender.wire_bytes() > 16_000);
 }
 
 #[test]

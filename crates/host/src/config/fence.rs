@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use super::{Problem, problem};
+use super::{PeerSection, Problem, problem};
 
 const TIMEOUT_S_DEFAULT: u32 = 60;
 const ATTEMPTS_DEFAULT: u32 = 3;
@@ -113,7 +113,7 @@ impl FenceSection {
         Duration::from_millis(self.grace_ms.into())
     }
 
-    pub(super) fn check(&self, peers: &BTreeMap<String, String>) -> Result<(), Problem> {
+    pub(super) fn check(&self, peers: &BTreeMap<String, PeerSection>) -> Result<(), Problem> {
         let bounds = [
             ("timeout_s", self.timeout_s, 1..=3600),
             ("attempts", self.attempts, 1..=100),

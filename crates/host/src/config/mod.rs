@@ -13,6 +13,7 @@ mod vm;
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use machine::engine::EngineKind;
@@ -24,6 +25,7 @@ pub use self::size::{parse_size, render_size};
 pub use self::vm::{
     DiskMode, DiskSection, Drawn, NetSection, ProtectionSection, ReadsFrom, VmConfig, stable_mac,
 };
+use crate::channel::Route;
 use crate::name::check_name;
 use crate::one_line::flatten;
 
@@ -56,6 +58,71 @@ pub enum ArbiterSection {
     Etcd(Vec<String>),
 }
 
+/// Whether the log is made shorter on its way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogCompression {
+    /// By LZ4, where that makes it shorter.
+    Lz4,
+    /// Not at all.
+    #[default]
+    None,
+}
+
+/// Where another host is: its address, or that and more.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "PeerText")]
+pub struct PeerSection {
+    /// Where it listens, with port.
+    pub address: String,
+    /// Where it listens on the network of the log.
+    pub log_address: Option<String>,
+    /// The second path of the log, instead of `address`.
+    pub fallback: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a peer is \"HOST:PORT\" or { address = \"HOST:PORT\", log_address = \"HOST:PORT\" }"
+)]
+enum PeerText {
+    Address(String),
+    Table(PeerTable),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerTable {
+    address: String,
+    log_address: Option<String>,
+    fallback: Option<String>,
+}
+
+impl From<PeerText> for PeerSection {
+    fn from(text: PeerText) -> Self {
+        match text {
+            PeerText::Address(address) => Self { address, log_address: None, fallback: None },
+            PeerText::Table(PeerTable { address, log_address, fallback }) => {
+                Self { address, log_address, fallback }
+            }
+        }
+    }
+}
+
+impl PeerSection {
+    /// The ways that log and disks take to it, the better one first; `source` is this host's address on the network of
+    /// the log.
+    #[must_use]
+    pub fn routes(&self, source: Option<IpAddr>) -> Vec<Route> {
+        let second = Route::to(self.fallback.as_ref().unwrap_or(&self.address));
+        match &self.log_address {
+            Some(address) => vec![Route { address: address.clone(), source }, second],
+            None => vec![second],
+        }
+    }
+}
+
 /// Configuration of a host's daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,7 +143,13 @@ pub struct HostConfig {
     pub arbiter: ArbiterSection,
     /// Addresses, with ports, of the other hosts, by name.
     #[serde(default)]
-    pub peers: BTreeMap<String, String>,
+    pub peers: BTreeMap<String, PeerSection>,
+    /// Address, with port, on the network of the log: peers connect to it for log and disks, and this host from it.
+    #[serde(default)]
+    pub log_address: Option<String>,
+    /// Whether the log is made shorter.
+    #[serde(default)]
+    pub log_compression: LogCompression,
     /// Time without a sign of life after which a peer counts as lost, in milliseconds.
     #[serde(default = "default_detection_ms")]
     pub detection_ms: u32,
@@ -138,9 +211,20 @@ impl HostConfig {
     fn check(&self) -> Result<(), Problem> {
         check_name(&self.name).map_err(|e| problem("name", e.to_string()))?;
         check_address("listen", &self.listen)?;
-        for (peer, address) in &self.peers {
+        if let Some(address) = &self.log_address {
+            check_address("log_address", address)?;
+            if self.log_source().is_none() {
+                let text =
+                    format!("log_address {address:?} has no IP address: this host sends from it");
+                return Err(problem("log_address", text));
+            }
+        }
+        for (peer, section) in &self.peers {
             check_name(peer).map_err(|e| problem(peer, e.to_string()))?;
-            check_address(peer, address)?;
+            let more = section.log_address.iter().chain(&section.fallback);
+            for address in std::iter::once(&section.address).chain(more) {
+                check_address(peer, address)?;
+            }
             if *peer == self.name {
                 return Err(problem(peer, format!("peer {peer:?} is this host itself")));
             }
@@ -157,6 +241,15 @@ impl HostConfig {
         }
         self.fence.check(&self.peers)?;
         check_detection(self.detection_ms)
+    }
+}
+
+impl HostConfig {
+    /// This host's address on the network of the log.
+    #[must_use]
+    pub fn log_source(&self) -> Option<IpAddr> {
+        let address: SocketAddr = self.log_address.as_ref()?.parse().ok()?;
+        Some(address.ip())
     }
 }
 

@@ -50,7 +50,7 @@ fn host(text: &str) -> Result<HostConfig, String> {
 fn host_configuration_with_defaults() {
     let config = host(HOST).unwrap();
     assert_eq!(config.arbiter, ArbiterSection::Dir("/srv/arbiter".into()));
-    assert_eq!(config.peers["beta"], "10.0.0.2:7000");
+    assert_eq!(config.peers["beta"].address, "10.0.0.2:7000");
     assert_eq!((config.detection_ms, config.engine), (100, None));
     let engine = host(&format!("engine = \"interpreter\"\n{HOST}")).unwrap().engine;
     assert_eq!(engine, Some(EngineKind::Interpreter));
@@ -174,6 +174,41 @@ fn impossible_vms_are_refused() {
     ];
     for (text, expected) in cases {
         let error = vm(&text).unwrap_err();
+        assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn log_has_a_network_of_its_own_where_one_is_given() {
+    let text = HOST.replace(
+        "beta = \"10.0.0.2:7000\"",
+        "beta = { address = \"10.0.0.2:7000\", log_address = \"192.168.9.2:7701\" }",
+    );
+    let more = "log_address = \"192.168.9.1:7701\"\nlog_compression = \"lz4\"\n";
+    let config = host(&format!("{more}{text}")).unwrap();
+    let source = config.log_source();
+    assert_eq!(source, Some([192, 168, 9, 1].into()));
+    assert_eq!(config.log_compression, LogCompression::Lz4);
+    let routes = config.peers["beta"].routes(source);
+    let second = Route::to("10.0.0.2:7000");
+    assert_eq!(routes, [Route { address: "192.168.9.2:7701".into(), source }, second.clone()]);
+    let plain = host(HOST).unwrap();
+    assert_eq!(plain.peers["beta"].routes(plain.log_source()), [second]);
+    assert_eq!(plain.log_compression, LogCompression::None);
+    let cases = [
+        (
+            format!("log_address = \"name:1\"\n{HOST}"),
+            "host.toml:1: log_address \"name:1\" has no IP",
+        ),
+        (
+            text.replace("192.168.9.2:7701", "192.168.9.2"),
+            "host.toml:8: address \"192.168.9.2\" is not",
+        ),
+        (format!("log_compression = \"zip\"\n{HOST}"), "host.toml:1: unknown variant `zip`"),
+        (HOST.replace("\"10.0.0.2:7000\"", "7"), "host.toml:8: a peer is"),
+    ];
+    for (text, expected) in cases {
+        let error = host(&text).unwrap_err();
         assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
     }
 }

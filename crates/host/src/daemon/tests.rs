@@ -4,7 +4,7 @@ mod shared;
 mod snapshots;
 
 use super::*;
-use crate::config::{ArbiterSection, FenceSection};
+use crate::config::{ArbiterSection, FenceSection, PeerSection};
 use crate::control::Detail;
 use crate::divergence::report::reports;
 use crate::divergence::{self, Cause, Part, Report, Side};
@@ -92,6 +92,10 @@ struct Lab {
     hosts: Vec<Host>,
 }
 
+fn peer((name, address): (String, String)) -> (String, PeerSection) {
+    (name, PeerSection { address, log_address: None, fallback: None })
+}
+
 fn lab(names: &[&str], secrets: &[&str]) -> Lab {
     lab_with(names, secrets, &FenceSection::default())
 }
@@ -102,7 +106,7 @@ fn lab_with(names: &[&str], secrets: &[&str], fence: &FenceSection) -> Lab {
     let listeners: Vec<_> = names
         .iter()
         .enumerate()
-        .map(|(i, name)| Listener::bind("127.0.0.1:0", secret(i), name).unwrap())
+        .map(|(i, name)| Listener::bind("127.0.0.1:0", secret(i), name, i == 1).unwrap())
         .collect();
     let addresses: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
     let arbiter = dir.path().join("arbiter");
@@ -115,7 +119,9 @@ fn lab_with(names: &[&str], secrets: &[&str], fence: &FenceSection) -> Lab {
         let env = Env {
             host: names[i].to_owned(),
             secret: secret(i),
-            peers: peers.filter(|(name, _)| name != names[i]).collect(),
+            peers: peers.filter(|(name, _)| name != names[i]).map(peer).collect(),
+            log_source: None,
+            compresses: i == 0,
             arbiter: ArbiterSection::Dir(arbiter.clone()),
             state_dir,
             detection_ms: 1000,

@@ -314,6 +314,8 @@ mod tests {
             host: "a".to_owned(),
             secret: Secret::new(b"a shared secret of hosts").unwrap(),
             peers: std::collections::BTreeMap::new(),
+            log_source: None,
+            compresses: false,
             arbiter: ArbiterSection::Dir(state_dir.to_owned()),
             state_dir: state_dir.to_owned(),
             detection_ms: 1000,

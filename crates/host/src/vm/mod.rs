@@ -37,6 +37,7 @@ pub(crate) mod standing;
 mod vcpu;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -64,7 +65,7 @@ use self::shared::{Question, Shared, mono_now, vm_id};
 use self::vcpu::{Mail, Vcpu, tracing};
 use crate::arbiter::{self, Arbiter, CasOutcome};
 use crate::channel::{Link, Received, Secret};
-use crate::config::{ArbiterSection, FenceSection};
+use crate::config::{ArbiterSection, FenceSection, PeerSection};
 use crate::console::ConsoleHub;
 use crate::control::{Detail, DiskCopy, FailoverTimes, Progress, VmStatus};
 use crate::one_line::one_line;
@@ -83,8 +84,12 @@ pub struct Env {
     pub host: String,
     /// The secret that all hosts share.
     pub secret: Secret,
-    /// Addresses of the other hosts.
-    pub peers: BTreeMap<String, String>,
+    /// Where the other hosts are.
+    pub peers: BTreeMap<String, PeerSection>,
+    /// This host's address on the network of the log.
+    pub log_source: Option<IpAddr>,
+    /// Whether what is sent to peers is made shorter.
+    pub compresses: bool,
     /// Who decides which host is live.
     pub arbiter: ArbiterSection,
     /// Directory for what has to be remembered.
@@ -370,6 +375,7 @@ impl Vm {
             matches!(status.protection, Protection::NotProtected(NotProtected::Starting { .. }));
         let disk_copies = copies::copies(&inner);
         let digests = self.shared.digests.load(Ordering::Relaxed);
+        let has_link = inner.wire_bytes().is_some();
         let percent = u8::try_from(self.shared.percent.load(Ordering::Relaxed)).unwrap_or(100);
         VmStatus {
             name: self.shared.name.clone(),
@@ -383,6 +389,8 @@ impl Vm {
             generation: status.generation,
             lag_ms: status.lag_us / 1000,
             log_bytes_per_s: self.shared.log_rate.load(Ordering::Relaxed),
+            wire_bytes_per_s: has_link.then(|| self.shared.wire_rate.load(Ordering::Relaxed)),
+            log_path: inner.log_path(),
             icount: self.shared.icount.load(Ordering::Relaxed),
             digests: (digests > 0).then_some(digests),
             failover,
@@ -563,7 +571,7 @@ fn to_stored(r: &replica::Record, host: &str) -> arbiter::Record {
 
 /// Tells the core that time passes, and measures the log's bandwidth.
 fn run_timer(shared: &Arc<Shared>) {
-    let mut measured = (Instant::now(), 0);
+    let mut measured = (Instant::now(), 0, 0);
     loop {
         let wakeup = {
             let inner = shared.lock();
@@ -595,7 +603,11 @@ fn run_timer(shared: &Arc<Shared>) {
             let total = shared.log_bytes.load(Ordering::Relaxed);
             let rate = (total - measured.1) as f64 / elapsed.as_secs_f64();
             shared.log_rate.store(rate as u64, Ordering::Relaxed);
-            measured = (Instant::now(), total);
+            // A new link counts from zero.
+            let wire = shared.lock().wire_bytes().unwrap_or(0);
+            let rate = wire.checked_sub(measured.2).unwrap_or(wire) as f64 / elapsed.as_secs_f64();
+            shared.wire_rate.store(rate as u64, Ordering::Relaxed);
+            measured = (Instant::now(), total, wire);
         }
     }
 }

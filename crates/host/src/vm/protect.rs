@@ -13,7 +13,7 @@ use super::definition::Definition;
 use super::bulk::{self, Answer, DiskSink, Piece, QUEUE_PIECES, RamSender};
 use super::shared::{ProtectJob, Shared};
 use super::vcpu::{Disks, Mail, tracing};
-use crate::channel::{self, Link, Received};
+use crate::channel::{self, Dialer, Link, Received, Route};
 use crate::disk::copy::{CHUNK_BYTES, CopyPhase, MirrorPlan};
 use crate::disk::keeper::KeeperOrder;
 use crate::disk::record::Statement;
@@ -40,6 +40,13 @@ pub(crate) struct Preamble {
     /// Ties the two connections of one protection together.
     pub(crate) session: u64,
     pub(crate) detection_ms: u32,
+}
+
+impl Preamble {
+    /// How long a path may be silent before the other one is tried: well before the peer counts as lost.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_millis(u64::from(self.detection_ms) * 2 / 5)
+    }
 }
 
 /// The thread's main function.
@@ -76,16 +83,33 @@ fn mirrored(shared: &Shared) -> Vec<MirroredDisk> {
     (0u8..).zip(disks).filter(|(_, d)| d.is_mirrored).collect()
 }
 
-fn connect(env: &Env, address: &str, purpose: &str, preamble: &Preamble) -> Result<Link, String> {
-    let mut link = channel::connect(address, &env.secret, &env.host, purpose, CONNECT_TIME_MAX)
-        .map_err(|e| one_line(&e))?;
+fn connect(
+    env: &Env,
+    routes: &[Route],
+    purpose: &str,
+    preamble: &Preamble,
+) -> Result<Link, String> {
+    let dialer = Dialer {
+        secret: env.secret.clone(),
+        name: env.host.clone(),
+        timeout: CONNECT_TIME_MAX,
+        compresses: env.compresses,
+    };
+    // What takes long can be begun again; the log must not break.
+    let link = match purpose {
+        LOG => dialer.connect_bonded(routes, purpose),
+        _ => dialer.connect(routes, purpose),
+    };
+    let mut link = link.map_err(|e| one_line(&e))?;
+    link.sender.set_patience(preamble.patience());
     let bytes = postcard::to_stdvec(preamble).map_err(|e| e.to_string())?;
     link.sender.send(&bytes).map_err(|e| one_line(&e))?;
     Ok(link)
 }
 
 fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), String> {
-    let address = env.peers.get(&job.host.0).ok_or("it is not among this host's peers")?;
+    let peer = env.peers.get(&job.host.0).ok_or("it is not among this host's peers")?;
+    let routes = peer.routes(env.log_source);
     wait_for_devices(shared, job)?;
     let definition = shared.lock().definition.clone().ok_or("the VM has no definition here")?;
     let mut session = [0; 8];
@@ -95,8 +119,8 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
     let detection_ms = definition.config.protection.detection_ms.unwrap_or(env.detection_ms);
     let preamble = Preamble { vm: shared.name.clone(), session, detection_ms };
     let generation = shared.lock().node.status().generation;
-    let log = connect(env, address, LOG, &preamble)?;
-    let mut bulk = connect(env, address, BULK, &preamble)?;
+    let log = connect(env, &routes, LOG, &preamble)?;
+    let mut bulk = connect(env, &routes, BULK, &preamble)?;
     let begin = Piece::Begin {
         version: replica::PROTOCOL_VERSION,
         text: definition.text.clone(),

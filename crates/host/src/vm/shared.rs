@@ -176,6 +176,8 @@ pub(crate) struct Shared {
     pub(crate) log_bytes: AtomicU64,
     /// Log bandwidth in bytes per second, over the last second.
     pub(crate) log_rate: AtomicU64,
+    /// The same of what was sent to the other replica, with all around it.
+    pub(crate) wire_rate: AtomicU64,
     /// How much of the snapshot under way was looked at, in percent.
     pub(crate) percent: AtomicU64,
     pub(crate) icount: AtomicU64,
@@ -235,6 +237,28 @@ impl Inner {
             entry.sender.abort();
         }
     }
+
+    /// The link to the other replica.
+    fn replica_link(&self) -> Option<&LinkEntry> {
+        self.links.get(&self.follower.or(self.primary)?)
+    }
+
+    /// Bytes sent to the other replica on the present link.
+    pub(crate) fn wire_bytes(&self) -> Option<u64> {
+        self.replica_link().map(|link| link.sender.wire_bytes())
+    }
+
+    /// Which way the log takes, where there may be two.
+    pub(crate) fn log_path(&self) -> Option<String> {
+        let sender = &self.replica_link()?.sender;
+        let paths = sender.paths();
+        let active = paths.iter().find(|path| path.is_active)?;
+        let (which, other) =
+            if active.slot == 0 { ("first", "second") } else { ("second", "first") };
+        let (local, peer) = (active.local.ip(), active.peer.ip());
+        let state = if paths.len() > 1 { "stands by" } else { "does not work" };
+        Some(format!("{which} ({local} to {peer}); the {other} one {state}"))
+    }
 }
 
 impl Shared {
@@ -286,6 +310,7 @@ impl Shared {
             disk_epoch: AtomicU64::new(0),
             log_bytes: AtomicU64::new(0),
             log_rate: AtomicU64::new(0),
+            wire_rate: AtomicU64::new(0),
             percent: AtomicU64::new(0),
             icount: AtomicU64::new(0),
             digests: AtomicU64::new(0),

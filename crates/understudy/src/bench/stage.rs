@@ -57,16 +57,28 @@ impl Stage {
         memory: &str,
         is_protected: bool,
     ) -> anyhow::Result<Self> {
+        Self::start_prepared(dir, material, (memory, 100), is_protected, |_| Ok(()))
+    }
+
+    /// The same with so much memory, a detection time, and what is to be done once there is a network.
+    pub(crate) fn start_prepared(
+        dir: &Path,
+        material: &Material,
+        (memory, detection_ms): (&str, u32),
+        is_protected: bool,
+        prepare: impl FnOnce(&mut Lab) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let progress = Progress::new();
         let plan = Plan {
             memory: memory.into(),
             harts: 1,
-            detection_ms: 100,
+            detection_ms,
             is_protected,
             has_shared_disk: false,
         };
         let etcd = material.etcd.as_deref();
         let mut lab = Lab::new(dir, material.guest.clone(), etcd, plan, &progress)?;
+        prepare(&mut lab)?;
         let started = lab.start(&progress);
         if let Err(error) = started {
             eprint!("{}", lab.log_tails());

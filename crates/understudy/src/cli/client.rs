@@ -175,7 +175,12 @@ fn table(vm: &VmStatus) -> String {
         rows.push(("Engine of this host", engine.clone()));
     }
     rows.push(("vLockstep Interval", format!("{} ms", vm.lag_ms)));
-    rows.push(("Log Bandwidth", format!("{:.1} kbit/s", vm.log_bytes_per_s as f64 * 8.0 / 1000.0)));
+    let kbit = |bytes: u64| format!("{:.1} kbit/s", bytes as f64 * 8.0 / 1000.0);
+    let wire = vm.wire_bytes_per_s.map(|wire| format!(", {} on the wire", kbit(wire)));
+    rows.push(("Log Bandwidth", kbit(vm.log_bytes_per_s) + &wire.unwrap_or_default()));
+    if let Some(path) = &vm.log_path {
+        rows.push(("Log Path", path.clone()));
+    }
     rows.push(("Generation", vm.generation.to_string()));
     rows.push(("Icount", vm.icount.to_string()));
     if let Some(digests) = vm.digests {

@@ -210,6 +210,8 @@ pub(crate) fn live(
         host: "localhost".to_owned(),
         secret: Secret::new(&[0; 16])?,
         peers: BTreeMap::new(),
+        log_source: None,
+        compresses: false,
         arbiter: ArbiterSection::Dir(PathBuf::new()),
         state_dir: PathBuf::from("."),
         detection_ms: 1000,

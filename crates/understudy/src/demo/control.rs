@@ -101,6 +101,11 @@ impl Control {
         self.done(Request::Unprotect { vm: name.to_owned() }, START_MAX)
     }
 
+    /// Has the secondary of the machine `name` take over.
+    pub(crate) fn fail_over(&self, name: &str) -> anyhow::Result<()> {
+        self.done(Request::Failover { vm: name.to_owned() }, START_MAX)
+    }
+
     /// Takes a snapshot of the machine `name`; how long the guest stood still, and bytes of memory in it.
     pub(crate) fn snapshot(&self, name: &str) -> anyhow::Result<(Duration, u64)> {
         let request = Request::CreateSnapshot { vm: name.to_owned(), name: None };
@@ -156,6 +161,8 @@ pub(crate) fn sample(state: Protection, live: &str, secondary: &str) -> VmStatus
         generation: 2,
         lag_ms: 0,
         log_bytes_per_s: 0,
+        wire_bytes_per_s: None,
+        log_path: None,
         icount: 0,
         digests: None,
         failover: None,

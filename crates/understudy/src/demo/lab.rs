@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -65,6 +65,15 @@ struct Host {
     control: Control,
 }
 
+/// How the hosts' logs reach each other.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct LogLink {
+    /// Through this address: the port leads to the first host, the next ones to the others.
+    pub(crate) via: Option<(Ipv4Addr, u16)>,
+    /// The host that compresses what it sends.
+    pub(crate) compressing: Option<&'static str>,
+}
+
 /// The running hosts; all children are killed when dropped.
 pub(crate) struct Lab {
     exe: PathBuf,
@@ -74,6 +83,7 @@ pub(crate) struct Lab {
     plan: Plan,
     /// The engines of hosts; the others have the fastest that they can have.
     engines: BTreeMap<&'static str, EngineKind>,
+    log_link: LogLink,
     etcd: Option<Child>,
     hosts: Vec<Host>,
 }
@@ -107,6 +117,7 @@ impl Lab {
             arbiter: String::new(),
             plan,
             engines: BTreeMap::new(),
+            log_link: LogLink::default(),
             etcd: None,
             hosts: Vec::new(),
         };
@@ -118,6 +129,11 @@ impl Lab {
     /// Lets hosts run machines with these engines, from their next start on.
     pub(crate) fn set_engines(&mut self, engines: BTreeMap<&'static str, EngineKind>) {
         self.engines = engines;
+    }
+
+    /// Lets the logs take another way, from the next start of the hosts on.
+    pub(crate) fn set_log_link(&mut self, link: LogLink) {
+        self.log_link = link;
     }
 
     /// Starts the three daemons, then the machine.
@@ -221,7 +237,14 @@ impl Lab {
     /// Starts the daemon of `name` with fresh state, as a computer that was installed anew.
     fn start_daemon(&mut self, name: &str) -> anyhow::Result<()> {
         let engine = self.engines.get(name).copied();
-        let config = host_text(name, &self.dir, self.plan.detection_ms, engine, &self.arbiter);
+        let config = host_text(
+            name,
+            &self.dir,
+            self.plan.detection_ms,
+            engine,
+            &self.arbiter,
+            self.log_link,
+        );
         let host = find(&mut self.hosts, name)?;
         for old in ["state", "vm", "control.sock"] {
             remove(&host.dir.join(old))?;
@@ -341,6 +364,7 @@ fn host_text(
     detection_ms: u32,
     engine: Option<EngineKind>,
     arbiter: &str,
+    link: LogLink,
 ) -> String {
     let own_dir = dir.join(name);
     let mut text = format!("name = \"{name}\"\n");
@@ -352,8 +376,14 @@ fn host_text(
         if *host == name {
             text.push_str(&format!("listen = \"{}:7700\"\n", address(index)));
         } else {
-            peers.push_str(&format!("{host} = \"{}:7700\"\n", address(index)));
+            let direct = || format!("{}:7700", address(index));
+            let through = |(via, port)| format!("{via}:{}", usize::from(port) + index);
+            let peer = link.via.map_or_else(direct, through);
+            peers.push_str(&format!("{host} = \"{peer}\"\n"));
         }
+    }
+    if link.compressing == Some(name) {
+        text.push_str("log_compression = \"lz4\"\n");
     }
     text.push_str(&format!(
         "socket = {}\nstate_dir = {}\nsecret_file = {}\ndetection_ms = {detection_ms}\n\n\
@@ -449,11 +479,12 @@ mod tests {
         for name in HOSTS {
             for arbiter in [etcd, "dir = \"/tmp/a\""] {
                 let engine = (name == HOSTS[1]).then_some(EngineKind::Interpreter);
-                let text = host_text(name, Path::new("/tmp/de\"mo"), 150, engine, arbiter);
+                let link = LogLink { via: None, compressing: Some(HOSTS[1]) };
+                let text = host_text(name, Path::new("/tmp/de\"mo"), 150, engine, arbiter, link);
                 let config = HostConfig::parse(&text, "host.toml").unwrap();
                 assert_eq!((config.name.as_str(), config.detection_ms), (name, 150));
                 assert_eq!((config.peers.len(), config.engine), (2, engine));
-                assert!(!config.peers.values().any(|peer| *peer == config.listen));
+                assert!(!config.peers.values().any(|peer| peer.address == config.listen));
             }
         }
         let guest = serde_json::from_str(

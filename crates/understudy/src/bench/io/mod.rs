@@ -10,7 +10,9 @@ mod load;
 mod native;
 mod pgbench;
 mod postgres;
+mod relay;
 mod tables;
+mod traffic;
 
 use std::path::Path;
 
@@ -26,6 +28,8 @@ use super::stage::Material;
 pub(crate) enum Part {
     /// Four loads in the guest, unprotected, protected and native: the paper's Table 1.
     Tables,
+    /// TCP through a tap over log links of two shapes, unprotected and protected: the paper's Table 2.
+    Net,
     /// Failovers under a database's load.
     Failover,
 }
@@ -35,6 +39,7 @@ impl Part {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tables => "tables",
+            Self::Net => "net",
             Self::Failover => "failover",
         }
     }
@@ -42,7 +47,7 @@ impl Part {
     /// The guests that it boots, the one in the laboratory first.
     pub(crate) fn guests(self) -> &'static [GuestKind] {
         match self {
-            Self::Tables | Self::Failover => &[GuestKind::Services],
+            Self::Tables | Self::Net | Self::Failover => &[GuestKind::Services],
         }
     }
 }
@@ -97,6 +102,7 @@ pub(crate) struct Options {
 pub(crate) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow::Result<Section> {
     match options.part {
         Part::Tables => tables::run(dir, material, options),
+        Part::Net => traffic::run(dir, material, options),
         Part::Failover => failover::run(dir, material, options),
     }
 }
