@@ -16,6 +16,7 @@ pub mod control;
 pub mod daemon;
 pub mod disk;
 pub mod divergence;
+pub mod fat;
 pub mod fence;
 mod huge;
 pub mod log;

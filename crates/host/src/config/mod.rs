@@ -6,6 +6,7 @@
 //! # Failure
 //! [`ConfigError`] names the file, the line where there is one, and what is wrong.
 
+mod cloud_init;
 mod fence;
 mod firmware;
 mod size;
@@ -20,6 +21,7 @@ use machine::engine::EngineKind;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 
+pub use self::cloud_init::CloudInitSection;
 pub use self::fence::{FenceAction, FenceHost, FenceMethod, FenceSection};
 pub use self::size::{parse_size, render_size};
 pub use self::vm::{

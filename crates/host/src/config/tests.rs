@@ -242,6 +242,17 @@ fn boot_files_are_read_or_named() {
 }
 
 #[test]
+fn what_cloud_init_is_told_is_one_more_disk_that_is_only_read() {
+    let config = vm(&format!("{VM}[cloud_init]\nuser_data = \"u\"\n")).unwrap();
+    let seed = config.disks.last().unwrap();
+    assert_eq!((config.disks.len(), seed.path.as_path()), (3, Path::new("/srv/web.seed")));
+    assert!(seed.readonly && seed.mode == DiskMode::Mirrored);
+    assert!(config.write_seed(true).unwrap_err().contains("cannot read /vms/u"));
+    let named = vm(&format!("{VM}[cloud_init]\nseed = \"s\"\n")).unwrap();
+    assert_eq!(named.disks[2].path, Path::new("/vms/s"));
+}
+
+#[test]
 fn a_disk_alone_boots_by_firmware_whose_parts_can_be_named() {
     let config =
         vm(&VM.replace("kernel", "u_boot").replace("harts", "bios = \"b\"\nharts")).unwrap();

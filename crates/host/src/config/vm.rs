@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware, optional_size, parse_size,
-    parse_toml, problem, read_text,
+    CloudInitSection, ConfigError, DETECTION_MS_DEFAULT, Problem, at, check_detection, firmware,
+    optional_size, parse_size, parse_toml, problem, read_text,
 };
 use crate::disk::lock::default_path;
 use crate::disk::{Aio, DiskFormat, DiskSource, Limits, NbdUrl, PATIENCE_DEFAULT};
@@ -301,6 +301,8 @@ pub struct VmConfig {
     /// Network devices.
     #[serde(default, rename = "net")]
     pub nets: Vec<NetSection>,
+    /// What its cloud-init is told.
+    pub cloud_init: Option<CloudInitSection>,
     /// How it is protected.
     #[serde(default)]
     pub protection: ProtectionSection,
@@ -364,10 +366,34 @@ impl VmConfig {
             let path = disk.nbd.is_none().then_some(&mut disk.path);
             path.into_iter().chain(&mut disk.lock)
         });
-        for path in boot.into_iter().flatten().chain(files) {
+        let seed = config.cloud_init.iter_mut().flat_map(CloudInitSection::paths);
+        for path in boot.into_iter().flatten().chain(files).chain(seed) {
             *path = base.join(&*path);
         }
+        config.add_seed(base);
         Ok(config)
+    }
+
+    /// Adds the disk with what cloud-init is told, if it is told something; `base` is where it goes when nothing better is
+    /// known. For configurations that were not read from a file.
+    pub fn add_seed(&mut self, base: &Path) {
+        if let Some(section) = &self.cloud_init {
+            self.disks.push(section.disk(&self.name, &self.disks, base));
+        }
+    }
+
+    /// Writes the disk with what cloud-init is told; a machine that ran before keeps the one that is there.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn write_seed(&self, is_new: bool) -> Result<(), String> {
+        let (Some(section), Some(disk)) = (&self.cloud_init, self.disks.last()) else {
+            return Ok(());
+        };
+        if !is_new && disk.path.exists() {
+            return Ok(());
+        }
+        section.write(&self.name, &disk.path).map_err(|e| format!("VM {}: {e}", self.name))
     }
 
     /// Checks a configuration that was not read from a file.
@@ -394,6 +420,7 @@ impl VmConfig {
         }
         self.check_boot()?;
         let devices = self.disks.len()
+            + usize::from(self.cloud_init.is_some())
             + self.nets.len()
             + usize::from(self.consoles)
             + usize::from(self.rngs);

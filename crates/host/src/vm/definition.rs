@@ -87,6 +87,7 @@ impl Definition {
 
     /// What a machine at power-on is made of.
     pub(crate) fn machine(&self) -> Result<(MachineConfig, BootImages), String> {
+        self.config.write_seed(true)?;
         let config = self.config.machine_config(&self.disk_sizes()?, draw()?)?;
         Ok((config, self.config.boot_images()?))
     }
@@ -121,6 +122,7 @@ impl Definition {
         env: &Env,
         locks: Option<&Locks>,
     ) -> Result<Disks, String> {
+        self.config.write_seed(false)?;
         let epoch = shared.disk_epoch.fetch_add(1, Ordering::Relaxed) + 1;
         let open = |index| {
             let lock = locks.and_then(|locks| locks.get(&index)).cloned();

@@ -143,6 +143,7 @@ fn go_on(args: &ReplayArgs, recording: &RecordingDir, player: Player) -> anyhow:
         rngs: machine.rngs,
         disks: machine.disks.iter().enumerate().map(disk).collect(),
         nets: vec![NetSection::default(); machine.nets.len()],
+        cloud_init: None,
         protection: ProtectionSection { enabled: false, ..ProtectionSection::default() },
     };
     let (text, file) = (String::new(), PathBuf::new());

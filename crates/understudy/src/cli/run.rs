@@ -1,7 +1,7 @@
 //! `understudy run`: one unprotected VM in this terminal.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use clap::Args;
 use host::arbiter::memory::MemoryArbiter;
 use host::channel::Secret;
 use host::config::{
-    ArbiterSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig, parse_size,
+    ArbiterSection, CloudInitSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig,
+    parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::passt::PortForward;
@@ -56,6 +57,8 @@ pub(crate) struct RunArgs {
     /// Forward a port of this host to the guest, by passt; may be given several times.
     #[arg(short = 'p', long, value_name = "[ADDRESS:]HOST:GUEST[/udp]")]
     publish: Vec<PortForward>,
+    #[command(flatten)]
+    cloud_init: CloudInitArgs,
     /// Virtio consoles, beside the UART.
     #[arg(long, value_name = "N", default_value_t = 0)]
     consoles: u8,
@@ -80,6 +83,46 @@ pub(crate) struct RunArgs {
     /// Time between the digests in a recording; 0: none but the last.
     #[arg(long, value_name = "MS", default_value_t = 1000, requires = "record")]
     digest_interval: u32,
+}
+
+/// What cloud-init in the guest is told, by one more disk.
+#[derive(Debug, Args)]
+struct CloudInitArgs {
+    /// User data for cloud-init in the guest, cloud-config for instance.
+    #[arg(long, value_name = "FILE")]
+    cloud_init: Option<PathBuf>,
+    /// Public SSH keys for cloud-init's default user, one a line.
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
+    /// The guest's name, for cloud-init [default: the VM's].
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+}
+
+impl CloudInitArgs {
+    fn section(self) -> Option<CloudInitSection> {
+        let is_asked =
+            self.cloud_init.is_some() || self.ssh_key.is_some() || self.hostname.is_some();
+        let seed = std::env::temp_dir().join(format!("understudy-{}.seed", std::process::id()));
+        is_asked.then_some(CloudInitSection {
+            user_data: self.cloud_init,
+            ssh_key: self.ssh_key,
+            hostname: self.hostname,
+            seed: Some(seed),
+        })
+    }
+}
+
+/// The seed of a VM in the terminal, gone when dropped.
+struct Seed(Option<PathBuf>);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // It was not made if the VM did not start.
+            drop(std::fs::remove_file(path));
+        }
+    }
 }
 
 fn pairs(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
@@ -158,7 +201,7 @@ fn nets(mut nets: Vec<NetSection>, ports: Vec<PortForward>) -> Vec<NetSection> {
 }
 
 fn definition(args: RunArgs) -> anyhow::Result<Definition> {
-    let config = VmConfig {
+    let mut config = VmConfig {
         name: args.name,
         memory: args.memory,
         harts: args.smp,
@@ -171,6 +214,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         rngs: 1,
         disks: args.disk,
         nets: nets(args.net, args.publish),
+        cloud_init: args.cloud_init.section(),
         protection: ProtectionSection {
             enabled: false,
             digest_interval_ms: args.digest_interval,
@@ -178,6 +222,7 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
         },
     };
     config.check().map_err(usage)?;
+    config.add_seed(Path::new(""));
     let about = About {
         vm: config.name.clone(),
         host: super::host_name(),
@@ -197,7 +242,9 @@ fn definition(args: RunArgs) -> anyhow::Result<Definition> {
 /// Runs the VM until it powers off or is stopped; the exit status is the guest's.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (engine, has_stats) = (args.engine, args.stats);
-    live(definition(args)?, engine, has_stats)
+    let definition = definition(args)?;
+    let _seed = Seed(definition.config.cloud_init.as_ref().and_then(|c| c.seed.clone()));
+    live(definition, engine, has_stats)
 }
 
 /// Runs a VM in this terminal until it powers off or is stopped.
@@ -206,6 +253,20 @@ pub(crate) fn live(
     engine: Option<EngineKind>,
     has_stats: bool,
 ) -> anyhow::Result<ExitCode> {
+    let vm = start(definition, engine)?;
+    let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    let mut view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    let keyboard = Keyboard::open()?;
+    let code = serve(&vm, &hub, &mut view, &keyboard);
+    drop(keyboard);
+    if has_stats && let Some(engine) = vm.engine() {
+        say(&engine_line(&engine));
+    }
+    code
+}
+
+/// Starts a VM in this process.
+pub(crate) fn start(definition: Definition, engine: Option<EngineKind>) -> anyhow::Result<Vm> {
     let env = Arc::new(Env {
         host: "localhost".to_owned(),
         secret: Secret::new(&[0; 16])?,
@@ -224,20 +285,12 @@ pub(crate) fn live(
     let name = definition.config.name.clone();
     let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default()))
         .map_err(anyhow::Error::msg)?;
-    let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
-    let mut view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
     match vm.start(definition) {
         StartOutcome::Running => {}
         StartOutcome::Failed { reason } => return Err(failure(1, reason)),
         StartOutcome::Refused { .. } => return Err(failure(5, "the VM was refused")),
     }
-    let keyboard = Keyboard::open()?;
-    let code = serve(&vm, &hub, &mut view, &keyboard);
-    drop(keyboard);
-    if has_stats && let Some(engine) = vm.engine() {
-        say(&engine_line(&engine));
-    }
-    code
+    Ok(vm)
 }
 
 fn serve(
