@@ -64,8 +64,12 @@ impl Apt {
             Some(url) => vec![url.to_owned()],
             None => machine_mirrors()?,
         };
-        let suites = suites.iter().map(|&s| s.to_owned()).collect();
-        Ok(Self { root: cache.join(format!("apt-{arch}")), arch: arch.to_owned(), suites, mirrors })
+        let suites: Vec<String> = suites.iter().map(|&s| s.to_owned()).collect();
+        let name = match suites.as_slice() {
+            [suite] if suite != crate::SUITE => format!("apt-{arch}-{suite}"),
+            _ => format!("apt-{arch}"),
+        };
+        Ok(Self { root: cache.join(name), arch: arch.to_owned(), suites, mirrors })
     }
 
     /// Fetches the package lists, unless they are there and `refresh` is false.
@@ -140,6 +144,41 @@ impl Apt {
         Ok(tree)
     }
 
+    /// The packages' files, fetched if needed; they stay in the cache.
+    pub(crate) fn debs(&self, packages: &[Package]) -> Result<Vec<PathBuf>, BuildGuestError> {
+        let home = self.root.join("debs");
+        let path = |package: &Package| home.join(format!("{}.deb", package.stem));
+        let missing: Vec<&Package> = packages.iter().filter(|p| !path(p).exists()).collect();
+        if !missing.is_empty() {
+            let work = WorkDir::new(&home)?;
+            self.download(work.path(), &missing)?;
+            for package in missing {
+                let name = format!("{}.deb", package.stem);
+                rename(&work.path().join(&name), &home.join(&name))?;
+            }
+        }
+        Ok(packages.iter().map(path).collect())
+    }
+
+    /// For the apt of a system made from these packages: where they come from, and where its updates will.
+    pub(crate) fn sources(&self) -> String {
+        let used = fs::read_to_string(self.root.join("updated")).unwrap_or_default();
+        let mut words = used.split_whitespace().skip(2);
+        let (Some(mirror), Some(suite)) = (words.next(), words.next()) else {
+            return String::new();
+        };
+        let has_updates = !["sid", "unstable"].contains(&suite);
+        let mut text = source(
+            mirror,
+            &if has_updates { format!("{suite} {suite}-updates") } else { suite.to_owned() },
+        );
+        if let Some(security) = security_mirror().filter(|_| has_updates) {
+            text += "\n";
+            text += &source(&security, &format!("{suite}-security"));
+        }
+        text
+    }
+
     fn download(&self, dir: &Path, packages: &[&Package]) -> Result<(), BuildGuestError> {
         let mut get = self.command("apt-get");
         get.current_dir(dir).args(["-qq", "download"]);
@@ -185,6 +224,21 @@ fn machine_mirrors() -> Result<Vec<String>, BuildGuestError> {
     if known.is_empty() { Err(BuildGuestError::NoMirror) } else { Ok(known) }
 }
 
+fn source(mirror: &str, suites: &str) -> String {
+    format!(
+        "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
+    )
+}
+
+/// The archive of security updates in the machine's apt configuration.
+fn security_mirror() -> Option<String> {
+    let mut list = Command::new("apt-get");
+    list.args(["indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages"]);
+    let targets = run(&mut list).ok()?;
+    let uri = targets.lines().find_map(|line| line.strip_prefix("Debian-Security|"))?;
+    (!uri.contains(char::is_whitespace)).then(|| uri.to_owned())
+}
+
 /// Entries labelled `Debian` come first; those without a label (no lists fetched yet) after them, the security archive
 /// and other labels not at all.
 fn mirrors_from_targets(targets: &str) -> Vec<String> {
@@ -219,11 +273,19 @@ pub(crate) fn host_suite() -> Option<String> {
 
 /// Runs a command to its end; its standard output, or an error with the line that says why.
 pub(crate) fn run(command: &mut Command) -> Result<String, BuildGuestError> {
+    run_into(command, Stdio::piped())
+}
+
+/// The same with another place for its standard output.
+pub(crate) fn run_into(command: &mut Command, out: Stdio) -> Result<String, BuildGuestError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
-        .output()
+        .stdout(out)
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
         .map_err(|source| BuildGuestError::ToolMissing { program: program.clone(), source })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

@@ -17,8 +17,10 @@ const MODULES: &[&str] =
     &["virtio_mmio", "virtio_net", "virtio_blk", "virtio_console", "virtio_rng"];
 /// The file system's modules with what they load at run time; guests that keep no data go without.
 const DISK_MODULES: &[&str] = &["crc32c_generic", "ext4"];
+/// The file system of an EFI partition, which the installer of stock systems mounts.
+const INSTALL_MODULES: &[&str] = &["vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"];
 /// Raised when what is kept of the package changes.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 /// Kernel files in the cache.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Kernel {
     pub(crate) modules: Vec<(String, PathBuf)>,
     /// Modules of the file system, to load after them.
     pub(crate) disk_modules: Vec<(String, PathBuf)>,
+    /// Modules for the installer alone, to load after those.
+    pub(crate) install_modules: Vec<(String, PathBuf)>,
 }
 
 /// The newest kernel of Debian's metapackage, fetched if needed.
@@ -55,6 +59,7 @@ pub(crate) fn fetch(apt: &Apt, cache: &Path) -> Result<Kernel, BuildGuestError> 
         image: home.join("vmlinux"),
         modules: ordered_in(&home, "order")?,
         disk_modules: ordered_in(&home, "order.disk")?,
+        install_modules: ordered_in(&home, "order.install")?,
     })
 }
 
@@ -86,17 +91,17 @@ fn take_modules(tree: &Path, ready: &Path) -> Result<(), BuildGuestError> {
     for home in ["usr/lib/modules", "lib/modules"] {
         collect_modules(&tree.join(home), 0, &mut available)?;
     }
-    let mut ordered = Vec::new();
     let mut seen = Vec::new();
-    for name in MODULES {
-        add_module(name, &available, ready, &mut seen, &mut ordered)?;
+    for (list, names) in
+        [("order", MODULES), ("order.disk", DISK_MODULES), ("order.install", INSTALL_MODULES)]
+    {
+        let mut ordered = Vec::new();
+        for name in names {
+            add_module(name, &available, ready, &mut seen, &mut ordered)?;
+        }
+        write(&ready.join(list), &(ordered.join("\n") + "\n"))?;
     }
-    let device_modules = ordered.len();
-    for name in DISK_MODULES {
-        add_module(name, &available, ready, &mut seen, &mut ordered)?;
-    }
-    write(&ready.join("order"), &(ordered[..device_modules].join("\n") + "\n"))?;
-    write(&ready.join("order.disk"), &(ordered[device_modules..].join("\n") + "\n"))
+    Ok(())
 }
 
 /// Writes a module and, before it, what it depends on. A name that is no module is built in; that is how the kernel

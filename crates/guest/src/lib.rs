@@ -24,6 +24,7 @@ mod elf;
 mod image;
 mod kernel;
 mod services;
+mod stock;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ pub use cpio::FileTree;
 use image::Packages;
 use kernel::Kernel;
 pub use services::compiler_work;
+pub use stock::{BootLoader, DONE, FAILED, Installer, STEP, StockOptions};
 
 /// Debian release that guests come from; the first with riscv64 as an official architecture.
 const SUITE: &str = "trixie";
@@ -402,14 +404,8 @@ fn key(parts: &[String], more: &str) -> String {
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn file_tree(
-    kind: GuestKind,
-    kernel: &Kernel,
-    packages: &Packages,
-) -> Result<FileTree, BuildGuestError> {
-    if kind == GuestKind::Debian {
-        return debian::file_tree(packages);
-    }
+/// Directories and what the kernel itself needs.
+fn base_tree() -> FileTree {
     let mut tree = FileTree::new();
     for dir in ["dev", "proc", "sys", "etc", "usr/bin", "usr/lib"] {
         tree.add_dir(dir);
@@ -421,6 +417,33 @@ fn file_tree(
     }
     // The kernel opens it for init before devtmpfs is mounted.
     tree.add_char_device("dev/console", 5, 1);
+    tree
+}
+
+fn add_modules<'a>(
+    tree: &mut FileTree,
+    modules: impl Iterator<Item = &'a (String, PathBuf)>,
+) -> Result<(), BuildGuestError> {
+    let mut order = String::new();
+    for (name, path) in modules {
+        let bytes = fs::read(path)
+            .map_err(|source| BuildGuestError::Cache { path: path.clone(), source })?;
+        tree.add_file(&format!("modules/{name}"), 0o644, bytes);
+        order = order + name + "\n";
+    }
+    tree.add_file("modules/order", 0o644, order.into());
+    Ok(())
+}
+
+fn file_tree(
+    kind: GuestKind,
+    kernel: &Kernel,
+    packages: &Packages,
+) -> Result<FileTree, BuildGuestError> {
+    if kind == GuestKind::Debian {
+        return debian::file_tree(packages);
+    }
+    let mut tree = base_tree();
     packages.add_program(&mut tree, "usr/bin/busybox")?;
     match kind {
         GuestKind::Bench => bench::add_programs(&mut tree, packages)?,
@@ -435,16 +458,9 @@ fn file_tree(
     }
     tree.add_file("init", 0o755, include_str!("init/init.sh").into());
     tree.add_file("guest.sh", 0o644, kind.script().into());
-    let mut order = String::new();
     let disk_modules =
         if kind == GuestKind::Minimal { &[] } else { kernel.disk_modules.as_slice() };
-    for (name, path) in kernel.modules.iter().chain(disk_modules) {
-        let bytes = fs::read(path)
-            .map_err(|source| BuildGuestError::Cache { path: path.clone(), source })?;
-        tree.add_file(&format!("modules/{name}"), 0o644, bytes);
-        order = order + name + "\n";
-    }
-    tree.add_file("modules/order", 0o644, order.into());
+    add_modules(&mut tree, kernel.modules.iter().chain(disk_modules))?;
     match kind {
         GuestKind::Minimal | GuestKind::Bench | GuestKind::Debian | GuestKind::Services => {}
         GuestKind::Redis => packages.add_program(&mut tree, "usr/bin/redis-server")?,
@@ -476,10 +492,15 @@ fn write_cpio(tree: &FileTree, path: &Path) -> Result<(), BuildGuestError> {
 }
 
 fn make_disk(path: &Path, bytes: u64, work: &Path) -> Result<(), BuildGuestError> {
-    let sparse = File::create(path).and_then(|file| file.set_len(bytes));
-    sparse.map_err(|source| BuildGuestError::Cache { path: path.to_owned(), source })?;
     let empty = work.join("empty");
     make_dir(&empty)?;
+    make_ext4(path, bytes, &empty, &[])
+}
+
+/// Makes an image of an ext4 with the files of `dir`: the same files, the same bytes.
+fn make_ext4(path: &Path, size: u64, dir: &Path, more: &[&str]) -> Result<(), BuildGuestError> {
+    let sparse = File::create(path).and_then(|file| file.set_len(size));
+    sparse.map_err(|source| BuildGuestError::Cache { path: path.to_owned(), source })?;
     let uuid = "c0ffee00-0000-4000-8000-000000000001";
     let mut mke2fs = Command::new("mke2fs");
     // It lives where a user's PATH often does not reach.
@@ -487,9 +508,10 @@ fn make_disk(path: &Path, bytes: u64, work: &Path) -> Result<(), BuildGuestError
     mke2fs
         .env("PATH", places)
         .env("E2FSPROGS_FAKE_TIME", "1000000000")
-        .args(["-q", "-F", "-t", "ext4", "-m", "0"]);
+        .args(["-q", "-F", "-t", "ext4", "-m", "0"])
+        .args(more);
     mke2fs.args(["-E", &format!("root_owner=0:0,lazy_itable_init=0,hash_seed={uuid}"), "-U", uuid]);
-    apt::run(mke2fs.arg("-d").arg(&empty).arg(path)).map(drop)
+    apt::run(mke2fs.arg("-d").arg(dir).arg(path)).map(drop)
 }
 
 /// Writes the initial RAM disk of a [`GuestKind::Tools`] guest to `path`, with `commands` (one a line) to run.

@@ -203,13 +203,7 @@ impl Daemon {
         }
     }
 
-    fn start(
-        &self,
-        text: String,
-        path: PathBuf,
-        force: bool,
-        accept_stale: bool,
-    ) -> Response {
+    fn start(&self, text: String, path: PathBuf, force: bool, accept_stale: bool) -> Response {
         let definition = match Definition::parse(text, path) {
             Ok(definition) => definition,
             Err(e) => return Response::error(ErrorCode::BadRequest, e),
@@ -220,12 +214,7 @@ impl Daemon {
         self.start_defined(definition, force, accept_stale)
     }
 
-    fn start_defined(
-        &self,
-        definition: Definition,
-        force: bool,
-        accept_stale: bool,
-    ) -> Response {
+    fn start_defined(&self, definition: Definition, force: bool, accept_stale: bool) -> Response {
         let name = definition.config.name.clone();
         let detection = definition.config.protection.detection_ms.unwrap_or(self.env.detection_ms);
         let vm = match self.find_or_make(&name, detection) {

@@ -292,7 +292,13 @@ mod tests {
     use super::*;
 
     fn record(generation: u64, live: &str, nonce: u64) -> Record {
-        Record { generation, live: Some(live.to_owned()), secondary: None, nonce, copies: Vec::new() }
+        Record {
+            generation,
+            live: Some(live.to_owned()),
+            secondary: None,
+            nonce,
+            copies: Vec::new(),
+        }
     }
 
     #[test]

@@ -204,7 +204,13 @@ mod tests {
     #[test]
     fn stored_form_is_as_documented() {
         let copies = Vec::new();
-        let r = Record { generation: 7, live: Some("a".into()), secondary: None, nonce: u64::MAX, copies };
+        let r = Record {
+            generation: 7,
+            live: Some("a".into()),
+            secondary: None,
+            nonce: u64::MAX,
+            copies,
+        };
         let text = String::from_utf8(r.encode()).unwrap();
         assert_eq!(
             text,

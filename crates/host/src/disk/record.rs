@@ -376,8 +376,8 @@ mod tests {
     fn golden_bytes_have_not_changed() {
         let mut want = b"USDISK\r\n\x01\0\0\0".to_vec();
         let body: &[u8] = &[
-            0, 2, b'v', b'm', 2, 0x80, 0x80, 0xc0, 2, 0, 9, 0, 0, 1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
-            7, 7, 7, 7, 7, 1, b'b', 8, 8, 0, 0, 0, 0, 0, 0, 0,
+            0, 2, b'v', b'm', 2, 0x80, 0x80, 0xc0, 2, 0, 9, 0, 0, 1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+            7, 7, 7, 7, 7, 7, 1, b'b', 8, 8, 0, 0, 0, 0, 0, 0, 0,
         ];
         want.extend((body.len() as u32).to_le_bytes());
         let crc = crc32c::crc32c(&[&want[12..16], body].concat());

@@ -90,8 +90,8 @@ impl DiskReceiver {
         if !self.section.path.exists() {
             return Err("it has no copy".to_owned());
         }
-        let image =
-            Image::open_again(self.section.source().settled(), OpenMode::Exclusive).map_err(|e| one_line(&e))?;
+        let image = Image::open_again(self.section.source().settled(), OpenMode::Exclusive)
+            .map_err(|e| one_line(&e))?;
         if image.size() != self.size {
             return Err(format!("its copy has {} bytes, the disk {}", image.size(), self.size));
         }
@@ -171,9 +171,8 @@ impl DiskReceiver {
 
     fn range(&self, index: u64) -> Result<(u64, u64), String> {
         let offset = index.checked_mul(CHUNK_BYTES).filter(|offset| *offset < self.size);
-        let offset = offset.ok_or_else(|| {
-            one_line(&MirrorError::BadChunk { index, len: 0, size: self.size })
-        })?;
+        let offset = offset
+            .ok_or_else(|| one_line(&MirrorError::BadChunk { index, len: 0, size: self.size }))?;
         Ok((offset, (self.size - offset).min(CHUNK_BYTES)))
     }
 

@@ -36,11 +36,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// Another one, after `before`.
-    pub(crate) fn after(
-        before: Option<&Self>,
-        reason: String,
-        range: Option<(u64, u64)>,
-    ) -> Self {
+    pub(crate) fn after(before: Option<&Self>, reason: String, range: Option<(u64, u64)>) -> Self {
         let count = match before {
             Some(before) if before.at.elapsed() < FORGIVEN_AFTER => before.count.saturating_add(1),
             Some(_) | None => 1,
@@ -82,7 +78,8 @@ fn probe(section: &DiskSection, range: Option<(u64, u64)>) -> Result<(), String>
         // What failed is done anew: only time can tell.
         return Ok(());
     };
-    let image = Image::open_again(section.source().settled(), OpenMode::Exclusive).map_err(|e| one_line(&e))?;
+    let image = Image::open_again(section.source().settled(), OpenMode::Exclusive)
+        .map_err(|e| one_line(&e))?;
     let len = usize::try_from(len.min(PROBE_BYTES_MAX)).unwrap_or(0);
     let data = image.read(offset, len)?;
     image.write(offset, &data)?;

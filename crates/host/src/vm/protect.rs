@@ -9,8 +9,8 @@ use replica::Event;
 use serde::{Deserialize, Serialize};
 
 use super::Env;
-use super::definition::Definition;
 use super::bulk::{self, Answer, DiskSink, Piece, QUEUE_PIECES, RamSender};
+use super::definition::Definition;
 use super::shared::{ProtectJob, Shared};
 use super::vcpu::{Disks, Mail, tracing};
 use crate::channel::{self, Dialer, Link, Received, Route};
@@ -238,10 +238,7 @@ fn report_copies(shared: &Shared, disks: &[MirroredDisk]) {
 }
 
 fn for_people(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(REFUSAL_CHARS_MAX)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(REFUSAL_CHARS_MAX).collect()
 }
 
 /// Waits until the new secondary says that it has everything, or why not.

@@ -26,8 +26,8 @@ use replica::{
 
 use super::Env;
 use super::bulk::Loaded;
-use super::definition::Definition;
 use super::copies::Checkpoints;
+use super::definition::Definition;
 use super::engine::EngineUse;
 use super::evidence::Difference;
 use super::failures::Failure;

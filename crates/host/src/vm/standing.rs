@@ -67,7 +67,9 @@ pub(crate) fn check(
     for (dev, section) in (0u8..).zip(&definition.config.disks).filter(|(_, d)| is_kept(d)) {
         let path = &section.path;
         // What cannot be opened at all the start says better.
-        let Ok(image) = Image::open(section.source().settled(), OpenMode::ReadOnly) else { continue };
+        let Ok(image) = Image::open(section.source().settled(), OpenMode::ReadOnly) else {
+            continue;
+        };
         let known = match record::find(path, &env.state_dir, vm, dev, image.size()) {
             Found::Record(_, record) => Ok(record),
             Found::Unknown(why) => Err(why),

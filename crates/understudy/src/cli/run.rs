@@ -10,8 +10,8 @@ use clap::Args;
 use host::arbiter::memory::MemoryArbiter;
 use host::channel::Secret;
 use host::config::{
-    ArbiterSection, CloudInitSection, DiskMode, DiskSection, NetSection, ProtectionSection, VmConfig,
-    parse_size,
+    ArbiterSection, CloudInitSection, DiskMode, DiskSection, NetSection, ProtectionSection,
+    VmConfig, parse_size,
 };
 use host::console::{ConsoleHub, ConsoleView, Viewed};
 use host::passt::PortForward;
@@ -278,9 +278,8 @@ pub(crate) fn start(definition: Definition, engine: Option<EngineKind>) -> anyho
         detection_ms: 1000,
         engine,
         fence: host::config::FenceSection::default(),
-        is_terminal: true,
         resync_limit: None,
-            is_terminal: true,
+        is_terminal: true,
     });
     let name = definition.config.name.clone();
     let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default()))

@@ -82,12 +82,10 @@ impl Control {
     pub(crate) fn start(&self, file: &Path) -> anyhow::Result<()> {
         let config =
             std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        self.done(Request::Start {
-                config,
-                path: file.to_owned(),
-                force: false,
-                accept_stale: false,
-            }, START_MAX)
+        self.done(
+            Request::Start { config, path: file.to_owned(), force: false, accept_stale: false },
+            START_MAX,
+        )
     }
 
     /// Has the daemon make a secondary of the machine `name`.

@@ -202,15 +202,11 @@ impl Drop for Host {
     }
 }
 
-/// Writes the VM's definition; says where.
-fn write_vm(work: &Path, files: &GuestFiles) -> PathBuf {
+/// Writes the VM's definition: `boot` is what it begins with, `protection` what its end says. Says where.
+fn write_vm(work: &Path, boot: &str, protection: &str) -> PathBuf {
     let text = format!(
-        "name = \"{VM}\"\nmemory = \"256M\"\nkernel = {:?}\ninitrd = {:?}\n\
-         append = \"{} understudy.ip={GUEST_NET}\"\n[[disk]]\npath = {:?}\n[[net]]\nbridge = \"{BRIDGE}\"\n\
-         [protection]\ndigest_interval_ms = 50\nflight_recorder = \"8s\"\nhosts = [\"{}\", \"{}\"]\n",
-        files.kernel,
-        files.initrd,
-        files.append,
+        "name = \"{VM}\"\n{boot}[[disk]]\npath = {:?}\nformat = \"raw\"\n[[net]]\nbridge = \"{BRIDGE}\"\n\
+         [protection]\n{protection}hosts = [\"{}\", \"{}\"]\n",
         work.join("vm/disk"),
         NAMES[0],
         NAMES[1],
@@ -239,11 +235,33 @@ pub(crate) fn two_hosts(
     files: &GuestFiles,
     engines: [&'static str; 2],
 ) -> ([Host; 2], PathBuf) {
+    let text = format!(
+        "memory = \"256M\"\nkernel = {:?}\ninitrd = {:?}\nappend = \"{} understudy.ip={GUEST_NET}\"\n",
+        files.kernel, files.initrd, files.append,
+    );
+    let disk = files.disk.as_ref().expect("the guest has a disk");
+    let more = "digest_interval_ms = 50\nflight_recorder = \"8s\"\n";
+    two_hosts_with(work, disk, engines, &text, more)
+}
+
+/// The same for any disk: `boot` is what the definition begins with, `protection` what its end says.
+pub(crate) fn two_hosts_with(
+    work: &Path,
+    disk: &Path,
+    engines: [&'static str; 2],
+    boot: &str,
+    protection: &str,
+) -> ([Host; 2], PathBuf) {
     let mut hosts = hosts_off(work, engines);
     for host in &mut hosts {
-        let disk = files.disk.as_ref().expect("the guest has a disk");
-        fs::copy(disk, host.dir.join("vm/disk")).expect("room for a disk");
+        copy_disk(disk, &host.dir.join("vm/disk"));
         host.start(&work.join("vm"));
     }
-    (hosts, write_vm(work, files))
+    (hosts, write_vm(work, boot, protection))
+}
+
+/// Copies an image, of which most may be holes.
+pub(crate) fn copy_disk(from: &Path, to: &Path) {
+    let paths = [from, to].map(|path| path.display().to_string());
+    inside::tool("cp", "coreutils", &["--sparse=always", &paths[0], &paths[1]]);
 }

@@ -94,13 +94,34 @@ impl Running {
 
     /// Waits until the guest has written `text`.
     pub(crate) fn wait_for(&self, text: &str) {
+        self.wait_for_times(text, 1);
+    }
+
+    /// Waits until the guest has written `text` so many times.
+    pub(crate) fn wait_for_times(&self, text: &str, times: usize) {
+        let has_come = || self.console.text().matches(text).count() >= times;
         let deadline = Instant::now() + LIMIT;
-        while !self.console.text().contains(text) {
-            let is_over = self.console.with(|state| state.1) && !self.console.text().contains(text);
+        while !has_come() {
+            let is_over = self.console.with(|state| state.1) && !has_come();
             assert!(!is_over, "the guest ended before {text:?}; {}", self.report());
             assert!(Instant::now() < deadline, "{text:?} did not come; {}", self.report());
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// Logs in as root at the prompt that comes as the `times`th since the machine was started. What is typed while the
+    /// prompt asks the terminal what it is gets lost, so it is typed again.
+    pub(crate) fn log_in(&mut self, times: usize, password: &str) {
+        self.wait_for_times("login: ", times);
+        let asked = |s: &Self| s.console.text().matches("Password: ").count();
+        let before = asked(self);
+        let deadline = Instant::now() + LIMIT;
+        while asked(self) == before {
+            assert!(Instant::now() < deadline, "nobody asks for a password; {}", self.report());
+            self.type_line("root");
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        self.type_line(password);
     }
 
     /// Types at the console.

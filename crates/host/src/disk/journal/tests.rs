@@ -130,7 +130,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
@@ -198,7 +199,13 @@ impl Copy {
         self.stated = None;
     }
 
-    fn resync_from(&mut self, source: &mut Self, next_id: u64, random: &mut Random, whole: bool) -> bool {
+    fn resync_from(
+        &mut self,
+        source: &mut Self,
+        next_id: u64,
+        random: &mut Random,
+        whole: bool,
+    ) -> bool {
         let peer = PEERS[self.host];
         let theirs = self.journal().export(peer, PEERS[source.host]);
         let found = source.journal().differing(&theirs);
