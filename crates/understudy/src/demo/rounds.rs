@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::report::{Report, Round};
 
 /// Longest wait for the machine to be protected again.
-const PROTECTED_MAX: Duration = Duration::from_secs(60);
+const PROTECTED_MAX: Duration = Duration::from_secs(180);
 /// Longest wait for the first acknowledgement, and for one after a failover.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Undisturbed time before a fault.
