@@ -1,5 +1,6 @@
 //! Several hosts in one process, over loopback, with a small guest on the bare machine.
 
+mod disks;
 mod shared;
 mod snapshots;
 

@@ -158,7 +158,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("system.c", include_str!("../../../bench/system.c")),
 ];
 /// Debian's compiler for riscv64 on other machines.
-const COMPILER: &str = "riscv64-linux-gnu-gcc";
+pub(in crate::bench) const COMPILER: &str = "riscv64-linux-gnu-gcc";
 
 /// Compiles `kernels` in `dir` for this computer.
 pub(in crate::bench) fn compile_native(dir: &Path) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 //! Called by the bench. Each part runs in namespaces of its own, with a laboratory of its own, and is one section of the
 //! report. A part is a variant of [`Part`], a module with `run`, and a line in [`run`].
 
+mod disk;
 mod failover;
 mod ledger;
 mod load;
@@ -32,6 +33,8 @@ pub(crate) enum Part {
     Net,
     /// Failovers under a database's load.
     Failover,
+    /// Streams and single requests on a disk, beside QEMU.
+    Disk,
 }
 
 impl Part {
@@ -41,6 +44,7 @@ impl Part {
             Self::Tables => "tables",
             Self::Net => "net",
             Self::Failover => "failover",
+            Self::Disk => "disk",
         }
     }
 
@@ -48,6 +52,7 @@ impl Part {
     pub(crate) fn guests(self) -> &'static [GuestKind] {
         match self {
             Self::Tables | Self::Net | Self::Failover => &[GuestKind::Services],
+            Self::Disk => &[GuestKind::Bench],
         }
     }
 }
@@ -104,6 +109,7 @@ pub(crate) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow:
         Part::Tables => tables::run(dir, material, options),
         Part::Net => traffic::run(dir, material, options),
         Part::Failover => failover::run(dir, material, options),
+        Part::Disk => disk::run(dir, material, options),
     }
 }
 
