@@ -368,10 +368,10 @@ impl Copier {
         true
     }
 
-    /// Sends for a while.
-    pub(super) fn step(&mut self, image: &Image) -> Step {
+    /// Sends for a while: less where requests come, which wait for it.
+    pub(super) fn step(&mut self, image: &Image, is_busy: bool) -> Step {
         let mut looks = LOOKS_PER_SLICE;
-        for _ in 0..CHUNKS_PER_SLICE {
+        for _ in 0..if is_busy { 1 } else { CHUNKS_PER_SLICE } {
             if let Some(step) = self.offer_ready() {
                 return step;
             }

@@ -41,6 +41,8 @@ const REQUESTS_AT_ONCE_MAX: usize = 128;
 const BYTES_AT_ONCE_MAX: usize = 64 << 20;
 /// A write that took longer was waiting for the disk: for a while others are not waited for here.
 const QUICK_WRITE: Duration = Duration::from_millis(1);
+/// After a request, others are likely to come for so long.
+const BUSY_TIME: Duration = Duration::from_millis(10);
 /// How long such a while is.
 const SLOW_TIME: Duration = Duration::from_millis(100);
 
@@ -127,6 +129,8 @@ pub(super) struct Worker {
     barrier: Option<Message>,
     /// Whether writes can be tried without waiting.
     has_quick_writes: bool,
+    /// When a request last started, while there is a copy.
+    last_request: Option<Instant>,
     /// Until when writes are not waited for here.
     slow_until: Option<Instant>,
     /// Copies to a mirror.
@@ -161,6 +165,7 @@ impl Worker {
             limiter,
             barrier: None,
             has_quick_writes: true,
+            last_request: None,
             slow_until: None,
             copier: None,
             changes,
@@ -235,6 +240,9 @@ impl Worker {
             let Some((ticket, work)) = self.order.start() else { break };
             self.start(ticket, work);
             started += 1;
+            if is_copying {
+                self.last_request = Some(Instant::now());
+            }
         }
         None
     }
@@ -449,8 +457,9 @@ impl Worker {
             return None;
         }
         let image = &self.common.image;
-        let (copy, mirror_wait) = slice(&mut self.copier, image);
-        let (snapshot, snapshot_wait) = slice(&mut self.saver, image);
+        let is_busy = self.last_request.is_some_and(|at| at.elapsed() < BUSY_TIME);
+        let (copy, mirror_wait) = slice(&mut self.copier, image, is_busy);
+        let (snapshot, snapshot_wait) = slice(&mut self.saver, image, is_busy);
         let mut known = self.status.lock();
         known.copy = copy.or(known.copy.take());
         known.snapshot = snapshot.or(known.snapshot.take());
@@ -510,9 +519,13 @@ pub(super) fn carry_out(image: &Image, op: BlkOp) -> Result<Vec<u8>, String> {
 }
 
 /// Goes on with a copy, if there is one; says how far it is, and how long may then be waited.
-fn slice(copier: &mut Option<Copier>, image: &Image) -> (Option<CopyProgress>, Option<Duration>) {
+fn slice(
+    copier: &mut Option<Copier>,
+    image: &Image,
+    is_busy: bool,
+) -> (Option<CopyProgress>, Option<Duration>) {
     let Some(copy) = copier else { return (None, None) };
-    let step = copy.step(image);
+    let step = copy.step(image, is_busy);
     let progress = copy.progress();
     let wait = match step {
         Step::More => Some(Duration::ZERO),
