@@ -48,6 +48,7 @@ const SYSTEM: &[&str] = &[
     "less",
     "libpam-systemd",
     "linux-image-riscv64",
+    "login",
     "nano",
     "netbase",
     "openssh-server",
@@ -56,6 +57,7 @@ const SYSTEM: &[&str] = &[
     "systemd-resolved",
     "systemd-sysv",
     "systemd-timesyncd",
+    "tzdata",
     "udev",
     "zstd",
 ];
