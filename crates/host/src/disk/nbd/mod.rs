@@ -171,13 +171,19 @@ impl NbdImage {
     fn ask(&self, command: u16, offset: u64, len: u32, payload: &[u8]) -> Result<Reply, String> {
         let deadline = Instant::now() + self.patience;
         let mut lost = String::new();
+        // A server that dies of a request is not asked as fast as it is started again.
+        let mut wait = RECONNECT_WAIT_MIN;
         loop {
             let gone = |why: &dyn Display| {
                 let secs = self.patience.as_secs_f32();
                 format!("the NBD server was not there for {secs} s: {why}")
             };
-            if !lost.is_empty() && Instant::now() >= deadline {
-                return Err(gone(&lost));
+            if !lost.is_empty() {
+                if Instant::now() + wait >= deadline {
+                    return Err(gone(&lost));
+                }
+                std::thread::sleep(wait);
+                wait = (wait * 2).min(RECONNECT_WAIT_MAX);
             }
             let connection = self.connected(deadline).map_err(|why| gone(&why))?;
             if !lost.is_empty() && matches!(command, WRITE | WRITE_ZEROES) {
