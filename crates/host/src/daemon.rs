@@ -376,6 +376,13 @@ impl Daemon {
         if let Some(reason) = vm.unprotectable() {
             return Err(Response::error(ErrorCode::Failed, format!("VM {name}: {reason}")));
         }
+        if let Some(disk) = vm.unlocked() {
+            let text = format!(
+                "VM {name} writes to {disk} without a lock, so that it cannot be protected: stop it, give the disk \
+                 lock = \"PATH\", on a file system that all hosts share, and start it again"
+            );
+            return Err(Response::error(ErrorCode::BadRequest, text));
+        }
         vm.set_protection(Some(true), host);
         Ok(())
     }

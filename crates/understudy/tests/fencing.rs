@@ -104,6 +104,7 @@ fn write_vm(work: &Path, files: &GuestFiles) -> PathBuf {
         "name = \"{VM}\"\nmemory = \"256M\"\nkernel = {:?}\ninitrd = {:?}\n\
          append = \"{} understudy.ip={GUEST_NET}\"\n\
          [[disk]]\nnbd = \"nbd+unix:///?socket={}\"\nmode = \"shared\"\nlock = {:?}\n\
+         nbd_timeout = \"5m\"\n\
          [[net]]\nbridge = \"{BRIDGE}\"\n[protection]\nflight_recorder = \"0s\"\nhosts = [\"a\", \"b\"]\n",
         files.kernel,
         files.initrd,

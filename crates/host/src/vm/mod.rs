@@ -65,7 +65,7 @@ use self::shared::{Question, Shared, mono_now, vm_id};
 use self::vcpu::{Mail, Vcpu, tracing};
 use crate::arbiter::{self, Arbiter, CasOutcome};
 use crate::channel::{Link, Received, Secret};
-use crate::config::{ArbiterSection, FenceSection, PeerSection};
+use crate::config::{ArbiterSection, DiskMode, DiskSection, FenceSection, PeerSection};
 use crate::console::ConsoleHub;
 use crate::control::{Detail, DiskCopy, FailoverTimes, Progress, VmStatus};
 use crate::one_line::one_line;
@@ -231,6 +231,15 @@ impl Vm {
     #[must_use]
     pub fn unprotectable(&self) -> Option<String> {
         self.shared.lock().definition.as_ref()?.config.unprotectable()
+    }
+
+    /// A shared disk that it writes to without a lock.
+    pub(crate) fn unlocked(&self) -> Option<String> {
+        let inner = self.shared.lock();
+        let mut disks = inner.definition.as_ref()?.config.disks.iter();
+        let is_unlocked =
+            |d: &&DiskSection| d.mode == DiskMode::Shared && !d.readonly && !d.is_locked();
+        disks.find(is_unlocked).map(DiskSection::place)
     }
 
     /// Powers it off.

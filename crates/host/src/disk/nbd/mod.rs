@@ -123,6 +123,8 @@ impl NbdImage {
                     return Ok(connection);
                 }
                 Err(why) if Instant::now() + wait >= deadline => return Err(why),
+                // Who has lost the lock keeps nobody waiting who wants it.
+                Err(why) if self.check_lock().is_err() => return Err(why),
                 Err(_) => std::thread::sleep(wait),
             }
             wait = (wait * 2).min(RECONNECT_WAIT_MAX);
