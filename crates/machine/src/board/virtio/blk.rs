@@ -32,8 +32,10 @@ pub(super) const REQUESTS: usize = 0;
 
 const REQUESTS_MAX: usize = QUEUE_MAX as usize;
 const DATA_MAX: usize = 32 << 20;
-/// Most bytes of data of a read or write.
+/// Most bytes of data of a write, and of a read by a driver that heeds [`SIZE_MAX`] and [`SEG_MAX`].
 const TRANSFER_MAX: u64 = 4 << 20;
+/// Most bytes of data of any read. U-Boot reads a whole initial RAM disk by one request.
+const READ_MAX: u64 = 60 << 20;
 const SECTOR: u64 = 512;
 const HEADER_BYTES: u64 = 16;
 const RANGE_BYTES: u64 = 16;
@@ -173,7 +175,7 @@ impl Blk {
         };
         let data_held: usize = requests.iter().map(held_bytes).sum();
         if requests.len() > REQUESTS_MAX
-            || data_held > DATA_MAX + TRANSFER_MAX as usize
+            || data_held > DATA_MAX + READ_MAX as usize
             || !ids.is_sorted_by(|a, b| a < b)
             || !requests.iter().enumerate().all(is_good)
         {
@@ -186,11 +188,12 @@ impl Blk {
     /// Whether the operation can have passed the checks of a request.
     fn is_possible(&self, op: &BlkOp) -> bool {
         let Some((offset, len)) = range(op) else { return true };
-        let transfer = matches!(op, BlkOp::Read { .. } | BlkOp::Write { .. });
-        let range_max = u64::from(RANGE_SECTORS_MAX) * SECTOR;
-        self.is_on_disk(offset, len)
-            && (is_read(op) || !self.readonly)
-            && len <= if transfer { TRANSFER_MAX } else { range_max }
+        let len_max = match op {
+            BlkOp::Read { .. } => READ_MAX,
+            BlkOp::Write { .. } => TRANSFER_MAX,
+            _ => u64::from(RANGE_SECTORS_MAX) * SECTOR,
+        };
+        self.is_on_disk(offset, len) && (is_read(op) || !self.readonly) && len <= len_max
     }
 
     fn is_on_disk(&self, offset: u64, len: u64) -> bool {
@@ -259,7 +262,7 @@ impl Blk {
                 let Some(offset) = offset.filter(|&o| self.is_on_disk(o, len)) else {
                     return io_err;
                 };
-                if len > TRANSFER_MAX {
+                if len > if kind == T_IN { READ_MAX } else { TRANSFER_MAX } {
                     return io_err;
                 }
                 Parsed::Op(if kind == T_IN {
@@ -395,8 +398,13 @@ fn expected(op: &BlkOp) -> u64 {
     if let BlkOp::Read { len, .. } = op { u64::from(*len) } else { 0 }
 }
 
+/// Bytes of data that a request keeps in memory: a write here, a long read where it is carried out.
 fn held_bytes(request: &BlkRequest) -> usize {
-    if let BlkOp::Write { data, .. } = &request.op { data.len() } else { 0 }
+    match &request.op {
+        BlkOp::Write { data, .. } => data.len(),
+        BlkOp::Read { len, .. } if u64::from(*len) > TRANSFER_MAX => *len as usize,
+        _ => 0,
+    }
 }
 
 fn le_u32(bytes: &[u8], at: usize) -> u32 {
