@@ -11,6 +11,7 @@
 //! - timer: tells the core that time passes.
 //! - one for each tap and each disk.
 
+mod batch;
 mod bulk;
 mod clock;
 mod copies;

@@ -3,7 +3,8 @@
 //! # Invariants
 //! - INV-PRIMARY-1: every input is in the log at the icount at which it was applied, before the machine runs on.
 //! - INV-PRIMARY-2: outputs are handed over together with a mark at or after them, so that the log covers them.
-//! - INV-PRIMARY-3: while the guest runs, a mark is sent at least every [`SLICE_US`] microseconds.
+//! - INV-PRIMARY-3: while the guest runs, a mark is handed over at least every [`SLICE_US`] microseconds; see
+//!   [`super::batch`] for when it is sent.
 //!
 //! # Determinism
 //! The host's clock, the network, disks, consoles and random numbers enter here and nowhere else, as [`Input`]s.
@@ -90,6 +91,8 @@ pub(crate) struct Primary {
     /// Requests that the guest was told are done before this host went live, while its own disk still had them to do.
     settled: BTreeSet<(u8, u64)>,
     last_mark: u64,
+    /// Longest next slice in microseconds: until log that waits for more is due.
+    slice_us: f64,
     last_digest: (Instant, u64),
     digest_interval: Duration,
     /// How long the last digest took.
@@ -114,6 +117,7 @@ impl Primary {
         let clock = HostClock::attach(machine.mtime(), machine.config().rtc_base_ns);
         Self {
             last_mark: machine.icount(),
+            slice_us: SLICE_US,
             last_digest: (Instant::now(), machine.icount()),
             offloads: vec![Offloads::default(); machine.config().nets.len()],
             machine,
@@ -471,7 +475,8 @@ impl Primary {
         shared.icount.store(icount, Ordering::Relaxed);
         let outputs = std::mem::take(&mut self.outputs);
         let bytes = std::mem::take(&mut self.bytes);
-        shared.log_produced(outputs, bytes, self.encoder.end());
+        let due_us = shared.log_produced(outputs, bytes, self.encoder.end());
+        self.slice_us = due_us.map_or(SLICE_US, |us| (us as f64).min(SLICE_US));
     }
 
     /// One slice, or a wait.
@@ -486,7 +491,7 @@ impl Primary {
         self.checkpoint_if_due(shared, start);
         self.tick(start);
         let before = self.machine.icount();
-        let budget = self.clock.steps_in(SLICE_US).max(1000);
+        let budget = self.clock.steps_in(self.slice_us).max(1000);
         let exit = self.machine.run(before.saturating_add(budget), shared.mailbox.stop_flag());
         let took = start.elapsed();
         self.clock.observe(self.machine.icount() - before, took);
@@ -523,6 +528,7 @@ impl Primary {
         if self.machine.halted().is_some() {
             self.tell_halt(shared);
         }
+        shared.flush_log();
         let pause = if self.pump_snapshot(shared) { PUMP_PAUSE } else { WAIT_MAX };
         shared.mailbox.wait(Some(Instant::now() + pause));
     }
@@ -556,6 +562,7 @@ impl Primary {
 
     /// Waits for the next timer, or for mail.
     fn wait_idle(&mut self, shared: &Shared) {
+        shared.flush_log();
         let now = Instant::now();
         let mut until = now + WAIT_MAX;
         if let Some(timer) = self.machine.next_timer() {
@@ -573,6 +580,7 @@ impl Primary {
     fn slow_down(&self, shared: &Shared, took: Duration) {
         let permille = shared.mailbox.throttle();
         if permille > 0 {
+            shared.flush_log();
             let wait = took.mul_f64(f64::from(permille) / f64::from(1000 - permille));
             shared.mailbox.wait(Some(Instant::now() + wait));
         }

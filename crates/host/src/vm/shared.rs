@@ -25,6 +25,7 @@ use replica::{
 };
 
 use super::Env;
+use super::batch::Batch;
 use super::bulk::Loaded;
 use super::copies::Checkpoints;
 use super::definition::Definition;
@@ -106,6 +107,8 @@ pub(crate) struct Inner {
     pub(crate) node: Node,
     links: BTreeMap<LinkId, LinkEntry>,
     held: OutputQueue,
+    /// Log that the core has not heard of yet.
+    batch: Batch,
     /// On a secondary: outputs that may not have left the primary.
     tail: OutputQueue,
     released: u64,
@@ -277,6 +280,7 @@ impl Shared {
                 node: Node::new(cfg),
                 links: BTreeMap::new(),
                 held: OutputQueue::default(),
+                batch: Batch::default(),
                 tail: OutputQueue::default(),
                 released: 0,
                 ports: None,
@@ -333,7 +337,9 @@ impl Shared {
         if inner.is_closed {
             return;
         }
-        let mut events = VecDeque::from([event]);
+        let is_ack = matches!(&event, Event::Message { message: Message::Ack { .. }, .. });
+        let waiting = if is_ack { None } else { inner.batch.take(mono_now()) };
+        let mut events: VecDeque<Event> = waiting.into_iter().chain([event]).collect();
         let mut commands = Vec::new();
         while let Some(event) = events.pop_front() {
             inner.node.handle(mono_now(), event, &mut commands);
@@ -346,13 +352,35 @@ impl Shared {
         }
     }
 
-    /// The primary's vCPU thread made log and outputs.
-    pub(crate) fn log_produced(&self, outputs: Vec<Output>, bytes: Vec<u8>, end: LogPos) {
+    /// The primary's vCPU thread made log and outputs. For how many microseconds these may wait for more.
+    pub(crate) fn log_produced(
+        &self,
+        outputs: Vec<Output>,
+        bytes: Vec<u8>,
+        end: LogPos,
+    ) -> Option<u64> {
         self.log_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let outputs_up_to = outputs.last().map(|o| o.icount);
         let mut inner = self.lock();
         outputs.into_iter().for_each(|output| inner.held.push(output));
-        self.feed_locked(&mut inner, Event::LogProduced { bytes, end, outputs_up_to });
+        inner.batch.add(bytes, end, outputs_up_to);
+        let now = mono_now();
+        let wait_us = inner.batch.may_wait_us(now).filter(|_| inner.follower.is_some());
+        if wait_us.is_none() {
+            self.send_log(&mut inner, now);
+        }
+        wait_us
+    }
+
+    /// The machine will not make more log soon: what waits goes now.
+    pub(crate) fn flush_log(&self) {
+        self.send_log(&mut self.lock(), mono_now());
+    }
+
+    fn send_log(&self, inner: &mut Inner, now: MonoTime) {
+        if let Some(event) = inner.batch.take(now) {
+            self.feed_locked(inner, event);
+        }
     }
 
     /// The secondary's vCPU thread made outputs again that the primary has made.
@@ -676,6 +704,7 @@ impl Shared {
     pub(crate) fn clear_machine(&self) {
         let mut inner = self.lock();
         inner.held.clear();
+        inner.batch.clear();
         inner.tail.clear();
         inner.released = 0;
         inner.waits = None;

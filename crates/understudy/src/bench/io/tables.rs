@@ -43,6 +43,8 @@ struct Measured {
     rates: Vec<f64>,
     /// Of the load in a second of the primary's CPU time.
     by_cpu: Vec<f64>,
+    /// The guest's million steps for each of the load.
+    steps: Vec<f64>,
     latencies: Vec<f64>,
     log_mbit: Vec<f64>,
     lags_ms: Vec<f64>,
@@ -177,13 +179,17 @@ fn all_loads(
         let amount = row.amount.context("it was warmed up")?;
         let (live, process) = stage.live()?;
         let sampler = Sampler::start(live)?;
-        let before = cpu_seconds(process)?;
+        let look = || anyhow::Ok((cpu_seconds(process)?, stage.view()?.icount));
+        let (cpu_before, steps_before) = look()?;
         let rate = load::run(row.load, guest, amount)?;
-        let cpu = cpu_seconds(process)? - before;
+        let (cpu_after, steps_after) = look()?;
+        let cpu = cpu_after - cpu_before;
         let samples = sampler.finish()?;
         let measured = if is_protected { &mut row.protected } else { &mut row.unprotected };
         measured.note(rate);
         measured.by_cpu.push(rate.done / cpu.max(0.01));
+        let steps = steps_after.saturating_sub(steps_before) as f64;
+        measured.steps.push(steps / 1e6 / rate.done.max(1.0));
         let log = samples.iter().map(|sample| sample.0).sum::<f64>() / samples.len().max(1) as f64;
         measured.log_mbit.push(log * 8.0 / 1e6);
         measured.lags_ms.push(largest(samples.iter().map(|sample| sample.1)).unwrap_or(0.0));
@@ -242,6 +248,11 @@ fn figures(row: &Row) -> Vec<Figure> {
         Figure::new(
             name("the same per second of the primary's CPU time"),
             ratio(&protected.by_cpu, &unprotected.by_cpu),
+            "",
+        ),
+        Figure::new(
+            name("the guest's steps for each, protected / unprotected"),
+            ratio(&protected.steps, &unprotected.steps),
             "",
         ),
         Figure::new(name("log"), middle(&protected.log_mbit), "Mbit/s"),
