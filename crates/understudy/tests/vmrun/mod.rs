@@ -109,17 +109,38 @@ impl Running {
         }
     }
 
-    /// Logs in as root at the prompt that comes as the `times`th since the machine was started. What is typed while the
-    /// prompt asks the terminal what it is gets lost, so it is typed again.
-    pub(crate) fn log_in(&mut self, times: usize, password: &str) {
-        self.wait_for_times("login: ", times);
-        let asked = |s: &Self| s.console.text().matches("Password: ").count();
-        let before = asked(self);
+    /// How many times the guest has written `text`.
+    pub(crate) fn times(&self, text: &str) -> usize {
+        self.console.text().matches(text).count()
+    }
+
+    /// Logs in as root at the prompt that comes after `text` was written for the `times`th time, 0 meaning at once. What is
+    /// typed while the guest asks the terminal what it is gets lost, so it is typed again.
+    pub(crate) fn log_in(&mut self, text: &str, times: usize, password: &str) {
+        let after = |s: &Self| -> String {
+            let all = s.console.text();
+            let at = times.checked_sub(1).and_then(|n| all.match_indices(text).nth(n));
+            at.map_or(all.clone(), |(at, _)| all[at..].to_owned())
+        };
+        self.wait_for_times(text, times);
         let deadline = Instant::now() + LIMIT;
-        while asked(self) == before {
-            assert!(Instant::now() < deadline, "nobody asks for a password; {}", self.report());
+        let wait = |s: &Self, what: &str, long: Duration| -> bool {
+            let until = Instant::now() + long;
+            while !after(s).contains(what) {
+                if Instant::now() > until {
+                    return false;
+                }
+                std::thread::sleep(LOOK);
+            }
+            true
+        };
+        assert!(wait(self, "login: ", LIMIT), "nobody asks for a name; {}", self.report());
+        loop {
             self.type_line("root");
-            std::thread::sleep(Duration::from_secs(3));
+            if wait(self, "Password: ", Duration::from_secs(10)) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "nobody asks for a password; {}", self.report());
         }
         self.type_line(password);
     }
