@@ -131,6 +131,18 @@ pub enum Request {
         /// Its size in bytes from then on.
         size: u64,
     },
+    /// Move the image of a disk of a VM that runs or follows here to another path of this host.
+    MoveDisk {
+        /// The VM.
+        vm: String,
+        /// Index of the disk.
+        disk: u8,
+        /// Where to, an absolute path at which nothing is.
+        to: PathBuf,
+        /// Delete the old image, rather than to leave it as `NAME.moved`.
+        #[serde(default)]
+        delete: bool,
+    },
     /// Make this connection a console.
     Console {
         /// The VM.

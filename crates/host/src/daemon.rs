@@ -204,7 +204,8 @@ impl Daemon {
     }
 
     fn start(&self, text: String, path: PathBuf, force: bool, accept_stale: bool) -> Response {
-        let definition = match Definition::parse(text, path) {
+        let parsed = Definition::parse(text, path).and_then(|d| d.placed(&self.env.state_dir));
+        let definition = match parsed {
             Ok(definition) => definition,
             Err(e) => return Response::error(ErrorCode::BadRequest, e),
         };
@@ -441,6 +442,17 @@ impl Handler for Control {
             Request::LimitDisk { vm, disk, iops, iops_burst, bytes_per_second, bytes_burst } => {
                 let limits = Limits { iops, bytes_per_second, iops_burst, bytes_burst };
                 done(daemon.change_disk(&vm, |vm| vm.limit_disk(disk, limits)))
+            }
+            Request::MoveDisk { vm, disk, to, delete } => {
+                let Some(vm) = daemon.find(&vm) else {
+                    let text = format!("no VM {vm} on host {}", daemon.env.host);
+                    return Response::error(ErrorCode::NotFound, text);
+                };
+                let mut told = |percent| {
+                    tell(Progress { phase: "copying the disk".to_owned(), percent });
+                };
+                let moved = vm.move_disk(disk, &to, delete, &mut told);
+                done(moved.map_err(|e| Response::error(ErrorCode::Failed, e)))
             }
             Request::ResizeDisk { vm, disk, size } => {
                 done(daemon.change_disk(&vm, |vm| vm.resize_disk(disk, size)))

@@ -90,6 +90,31 @@ fn stop(live: &Host, hosts: &[Host]) {
     }
 }
 
+/// Moves each host's copy elsewhere and back, while the guest writes.
+fn move_disks(hosts: &[Host], work: &Path, redis: &mut Redis) {
+    for host in hosts {
+        let mount = work.join("vm");
+        let [here, elsewhere] = ["disk", "elsewhere"].map(|n| mount.join(n).display().to_string());
+        std::thread::scope(|s| {
+            let moved = s.spawn(|| done(&host.ask(&["disk", "move", VM, "0", &elsewhere])));
+            while !moved.is_finished() {
+                redis.write(10);
+            }
+            moved.join().expect("it is moved");
+        });
+        let moved = |name: &str| host.dir.join("vm").join(name).exists();
+        assert!(moved("elsewhere") && moved("elsewhere.understudy") && moved("disk.moved"));
+        assert!(!moved("disk") && !moved("disk.understudy"));
+        redis.write(50);
+        let words = refused(&host.ask(&["disk", "move", VM, "0", &elsewhere]), 1);
+        assert!(words.contains("new file"), "{words}");
+        done(&host.ask(&["disk", "move", "--delete", VM, "0", &here]));
+        assert!(moved("disk") && !moved("elsewhere") && !moved("elsewhere.understudy"));
+        redis.write(50);
+        hosts[0].wait_protected();
+    }
+}
+
 #[test]
 fn a_host_that_returns_gets_what_differs_and_a_stale_one_is_not_started() {
     let name = "a_host_that_returns_gets_what_differs_and_a_stale_one_is_not_started";
@@ -128,6 +153,7 @@ fn a_host_that_returns_gets_what_differs_and_a_stale_one_is_not_started() {
     done(&hosts[0].ask(&["protect", VM]));
     assert_only_changes(&hosts[0], "protected again");
     redis.write(50);
+    move_disks(&hosts, work.path(), &mut redis);
     hosts.iter().for_each(Host::assert_same);
     drop(redis);
     stop(&hosts[0], &hosts);
@@ -135,11 +161,14 @@ fn a_host_that_returns_gets_what_differs_and_a_stale_one_is_not_started() {
     // Both have everything: the other one may start it as well.
     done(&hosts[1].ask(&["start", &vm]));
     assert_only_changes(&hosts[1], "started on the other host");
+    let before = hosts[1].wait("live", |s| s["role"] == "primary")["generation"].as_u64();
     hosts[0].die();
+    // The arbiter says so, too.
+    hosts[1].wait("alone", |s| s["generation"].as_u64() > before);
     let mut redis = Redis::wait(LIMIT);
+    redis.count();
     redis.write(50);
     drop(redis);
-    hosts[1].wait("alone", |s| s["state"] != "Protected" && s["generation"].as_u64() > Some(0));
     hosts[1].die();
     hosts[0].start(&mount);
     let words = refused(&hosts[0].ask(&["start", &vm]), 5);

@@ -497,7 +497,7 @@ pub(crate) fn receive(
                         "the peer speaks protocol version {version}, this host {ours}"
                     ));
                 }
-                let definition = Definition::parse(text, file)?;
+                let definition = Definition::parse(text, file)?.placed(state_dir)?;
                 if definition.config.name != shared.name {
                     return Err("the snapshot is of another VM".to_owned());
                 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use machine::config::{BootImages, MachineConfig};
 
 use super::Env;
+use super::moving::place_disks;
 use super::origin::Origin;
 use super::owning::Locks;
 use super::ports::Ports;
@@ -67,6 +68,15 @@ impl Definition {
         matches!(self.origin, Origin::State(_))
     }
 
+    /// The same, with its disks where they are on this host.
+    ///
+    /// # Errors
+    /// One line.
+    pub(crate) fn placed(mut self, state_dir: &Path) -> Result<Self, String> {
+        place_disks(&mut self.config, state_dir)?;
+        Ok(self)
+    }
+
     pub(crate) fn digest_interval(&self) -> Duration {
         Duration::from_millis(u64::from(self.config.protection.digest_interval_ms))
     }
@@ -93,7 +103,7 @@ impl Definition {
     }
 
     /// Lets a disk keep the record of its copy, unless that is no copy to run from.
-    fn keep_record(
+    pub(crate) fn keep_record(
         &self,
         shared: &Arc<Shared>,
         env: &Env,

@@ -23,6 +23,7 @@ mod failures;
 pub mod flight;
 mod local_reads;
 mod mailbox;
+mod moving;
 mod origin;
 mod outputs;
 mod owning;
@@ -116,6 +117,8 @@ pub struct Vm {
     starting: Mutex<()>,
     /// Held while a snapshot is taken; who wants another one is refused meanwhile.
     snapshots: Mutex<snapshots::Known>,
+    /// Held while a disk is moved; who wants another one moved is refused meanwhile.
+    moving: Mutex<()>,
 }
 
 /// Starts a thread. The threads that acknowledge, release and keep time need little, but at once.
@@ -174,6 +177,7 @@ impl Vm {
             env: Arc::clone(env),
             starting: Mutex::new(()),
             snapshots: Mutex::default(),
+            moving: Mutex::default(),
         })
     }
 

@@ -142,6 +142,11 @@ impl Primary {
         }
     }
 
+    /// Its disks.
+    pub(crate) fn disks_mut(&mut self) -> &mut Disks {
+        &mut self.disks
+    }
+
     /// With a recording of everything from here on.
     pub(crate) fn recorded(self, recording: Recorder) -> Self {
         Self { recording, ..self }
@@ -372,6 +377,7 @@ impl Primary {
             | Mail::GoLive { .. }
             | Mail::Discard { .. }
             | Mail::Checkpoint { .. }
+            | Mail::SwitchDisk(_)
             | Mail::Halt
             | Mail::KeepState(_)
             | Mail::Define(_)

@@ -111,7 +111,8 @@ pub fn prepare(
     let (text, file) = head.definition.clone().ok_or_else(|| {
         usage(format!("snapshot {name} does not say what VM it is of: it cannot be started"))
     })?;
-    let mut definition = Definition::parse(text, file).map_err(RestoreError::Failed)?;
+    let parsed = Definition::parse(text, file).and_then(|d| d.placed(store.state_dir()));
+    let mut definition = parsed.map_err(RestoreError::Failed)?;
     check(&definition, &head).map_err(RestoreError::Failed)?;
     if definition.config.name != store.vm() {
         let (is, wanted) = (&definition.config.name, store.vm());

@@ -498,6 +498,16 @@ impl Secondary {
         &self.definition
     }
 
+    /// Its disks.
+    pub(crate) fn disks_mut(&mut self) -> &mut Disks {
+        &mut self.disks
+    }
+
+    /// A disk is at another place now.
+    pub(crate) fn place_disk(&mut self, index: usize, to: &std::path::Path) {
+        to.clone_into(&mut self.definition.config.disks[index].path);
+    }
+
     /// Opens the shared disks to write to them: this host has their locks.
     pub(crate) fn own(&mut self, shared: &Arc<Shared>, locks: &Locks) -> Result<(), String> {
         let epoch = shared.disk_epoch.load(Ordering::Relaxed);

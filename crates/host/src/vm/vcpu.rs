@@ -12,6 +12,7 @@
 //! - INV-VCPU-2: log that comes before the snapshot is complete is kept, in order.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -29,6 +30,7 @@ use super::engine::{self, EngineUse};
 use super::evidence::{self, Difference, Evidence, Order as KeepOrder};
 use super::flight::FlightPlan;
 use super::local_reads::LocalReads;
+use super::moving::Switch;
 use super::origin::{Origin, log_start};
 use super::owning::{Locks, Owned, Owning, Waits};
 use super::primary::Primary;
@@ -57,6 +59,8 @@ pub(crate) enum Mail {
         epoch: u64,
         done: Completion,
     },
+    /// Let a disk's new image take the place of its old one.
+    SwitchDisk(Box<Switch>),
     /// Start the VM from its disks.
     Run { generation: u64 },
     /// Take a snapshot and send it.
@@ -208,6 +212,10 @@ impl Vcpu {
             (Mail::Discard { off: Some(generation) }, Role::Secondary(s)) => {
                 s.replay_rest(&self.shared, generation);
             }
+            (Mail::SwitchDisk(switch), _) => {
+                let result = self.switch_disk(&switch);
+                switch.tell(result);
+            }
             (Mail::Discard { .. }, _) => self.discard(),
             (Mail::Checkpoint { id, at, settled }, Role::Secondary(s)) => {
                 s.expect_checkpoint(id, at, settled);
@@ -259,6 +267,53 @@ impl Vcpu {
                 Role::Idle | Role::Secondary(_) | Role::Waiting(_),
             ) => {}
         }
+    }
+
+    /// Opens a disk at another place of this host, which has what is here; says where it was.
+    fn switch_disk(&mut self, switch: &Switch) -> Result<PathBuf, String> {
+        let gone = || "the VM is not here any more".to_owned();
+        let index = usize::from(switch.dev);
+        let disks = match &mut self.role {
+            Role::Primary(p) => p.disks_mut(),
+            Role::Secondary(s) => s.disks_mut(),
+            Role::Idle | Role::Waiting(_) => return Err(gone()),
+        };
+        // From here until the end no request goes to the disk: this thread alone has any.
+        disks.get(index).ok_or_else(gone)?.handle.freeze_copy(0);
+        switch.wait()?;
+        let definition = self.shared.lock().definition.clone().ok_or_else(gone)?;
+        let from = definition.config.disks[index].path.clone();
+        let epoch = self.shared.disk_epoch.load(Ordering::Relaxed);
+        let (port, moved) = switch.carry_out(&self.env, &self.shared.name, &from, |to| {
+            let mut moved = definition.clone();
+            moved.config.disks[index].path = to.to_owned();
+            let port = moved.open_disk(&self.shared, index, epoch, None)?;
+            moved.keep_record(&self.shared, &self.env, &port.handle, switch.dev)?;
+            Ok((port, moved))
+        })?;
+        // Not to be ended under the lock, which its thread may wait for.
+        let old = std::mem::replace(&mut disks[index], port);
+        if let Role::Secondary(s) = &mut self.role {
+            s.place_disk(index, &moved.config.disks[index].path);
+        }
+        let disks = match &mut self.role {
+            Role::Primary(p) => p.disks_mut().clone(),
+            Role::Secondary(s) => s.disks_mut().clone(),
+            Role::Idle | Role::Waiting(_) => return Err(gone()),
+        };
+        if let Role::Primary(_) = &self.role {
+            moved.limit(&disks);
+        }
+        {
+            let mut inner = self.shared.lock();
+            inner.definition = Some(moved.clone());
+            if let Some(ports) = &mut inner.ports {
+                ports.set_disks(disks);
+            }
+        }
+        drop(old);
+        self.definition = Some(moved);
+        Ok(from)
     }
 
     fn start(&mut self, generation: u64) {

@@ -1,5 +1,6 @@
 //! `understudy disk`: disks of a VM that runs on this host.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -34,6 +35,16 @@ enum DiskCommand {
         #[arg(long, value_name = "SIZE", requires = "bps", value_parser = parse_size)]
         bps_burst: Option<u64>,
     },
+    /// Move a disk's image to another path of this host, which runs or follows the VM, while requests go on.
+    Move {
+        #[command(flatten)]
+        disk: DiskName,
+        /// The new path, at which nothing is.
+        path: PathBuf,
+        /// Delete the old image; otherwise it stays as NAME.moved.
+        #[arg(long)]
+        delete: bool,
+    },
     /// Make a disk bigger, on this host and on the secondary's; the guest is told.
     Resize {
         #[command(flatten)]
@@ -64,11 +75,15 @@ pub(crate) fn run(args: DiskArgs) -> anyhow::Result<ExitCode> {
                 Request::LimitDisk { vm, disk, iops, iops_burst, bytes_per_second, bytes_burst };
             (socket, request)
         }
+        DiskCommand::Move { disk: DiskName { socket, vm, disk }, path, delete } => {
+            let to = std::path::absolute(path)?;
+            (socket, Request::MoveDisk { vm, disk, to, delete })
+        }
         DiskCommand::Resize { disk: DiskName { socket, vm, disk }, size } => {
             (socket, Request::ResizeDisk { vm, disk, size })
         }
     };
-    match connect(&socket)?.call(&request)? {
+    match connect(&socket)?.call_telling(&request, &mut |_| ())? {
         Response::Done => Ok(ExitCode::SUCCESS),
         other => Err(refuse(other)),
     }
