@@ -201,20 +201,25 @@ fn a_disk_that_fails_on_the_live_host_is_served_by_the_other() {
     }
     let work = tempfile::tempdir().expect("room for temporary files");
     let (mut hosts, vm) = two_hosts(work.path(), &files, ["jit", "jit"]);
-    // The live host's file system has room for little more than what is on the disk.
+    // The live host's file system is one that can be made to have no room.
     hosts[0].die();
     let dir = hosts[0].dir.join("vm").display().to_string();
     let image = files.disk.as_ref().expect("the guest has a disk");
     let used = fs::metadata(image).expect("it was built").blocks() * 512;
     let size = |bytes: u64| format!("size={}k", bytes / 1024);
-    let little = used + (12 << 20);
-    tool("mount", "mount", &["-t", "tmpfs", "-o", &size(little), "little", &dir]);
+    let enough = size(used + (300 << 20));
+    tool("mount", "mount", &["-t", "tmpfs", "-o", &enough, "little", &dir]);
     let copy = disk(&hosts[0]).display().to_string();
     tool("cp", "coreutils", &["--sparse=always", &image.display().to_string(), &copy]);
     hosts[0].start(&work.path().join("vm"));
     done(&hosts[0].ask(&["start", &vm.display().to_string()]));
     hosts[0].wait_protected();
     let mut redis = Redis::wait(LIMIT);
+    redis.write(50);
+    let names = ["disk", "disk.understudy"].map(|name| hosts[0].dir.join("vm").join(name));
+    let blocks = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.blocks());
+    let little = names.iter().map(blocks).sum::<u64>() * 512 + (256 << 10);
+    tool("mount", "mount", &["-o", &format!("remount,{}", size(little)), &dir]);
     let deadline = Instant::now() + LIMIT;
     while hosts[1].wait("known", |s| s["role"].is_string())["role"] != "primary" {
         redis.write(50);
@@ -233,7 +238,7 @@ fn a_disk_that_fails_on_the_live_host_is_served_by_the_other() {
         s["reason"].as_str().is_some_and(|r| r.contains("disk 0 failed"))
     });
     println!("{}", status["reason"]);
-    tool("mount", "mount", &["-o", &format!("remount,{}", size(used + (300 << 20))), &dir]);
+    tool("mount", "mount", &["-o", &format!("remount,{enough}"), &dir]);
     hosts[1].wait_protected();
     redis.write(50);
     hosts.iter().for_each(Host::assert_same);
