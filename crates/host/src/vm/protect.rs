@@ -143,7 +143,7 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
         copy_disks(&disks, &pieces, &mut bulk.sender, &go_on)?;
         let sender = Box::new(RamSender::new(queue));
         shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
-        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), &go_on)?;
+        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), go_on)?;
         report_copies(shared, &disks);
         wait_until_taken(&mut bulk.receiver, &go_on)
     });

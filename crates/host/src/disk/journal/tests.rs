@@ -237,97 +237,116 @@ impl Copy {
     }
 }
 
+/// A request that both hosts make, or a checkpoint, with the one that is settled by then.
+#[derive(Clone, Copy)]
+enum Logged {
+    Write(u64, u32),
+    Checkpoint(CheckpointId, Option<CheckpointId>),
+}
+
+/// Names of checkpoints and values of chunks, each once.
+struct Counters {
+    ids: u64,
+    value: u32,
+}
+
+/// Requests that both make, the other one later.
+fn run_protected(live: &mut Copy, other: &mut Copy, random: &mut Random, next: &mut Counters) {
+    let mut log: Vec<Logged> = Vec::new();
+    let mut settled = None;
+    other.at = 0;
+    for _ in 0..random.below(120) {
+        match random.below(20) {
+            0..=9 => {
+                next.value += 1;
+                let hot = random.below(3) > 0;
+                let chunk = random.below(if hot { CHUNKS / 4 } else { CHUNKS });
+                live.write(chunk, next.value);
+                log.push(Logged::Write(chunk, next.value));
+            }
+            10..=15 if other.at < log.len() => {
+                match log[other.at] {
+                    Logged::Write(chunk, value) => other.write(chunk, value),
+                    Logged::Checkpoint(id, settled) => {
+                        settled.into_iter().for_each(|s| other.journal().settle(s).unwrap());
+                        other.journal().checkpoint(id, PEERS[live.host]);
+                    }
+                }
+                other.at += 1;
+            }
+            16 => live.flush(),
+            17 => other.flush(),
+            18 if live.journal().pending().is_none() => {
+                live.journal().checkpoint(id(next.ids), PEERS[other.host]);
+                log.push(Logged::Checkpoint(id(next.ids), settled));
+                next.ids += 1;
+            }
+            // One that a later one took the place of is settled no more.
+            19 if live.stated == Some(id(next.ids - 1)) && live.stated == other.stated => {
+                // The other one hears it with the next checkpoint.
+                settled = live.stated;
+                settled.into_iter().for_each(|s| live.journal().settle(s).unwrap());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// One is lost, or both, or none; says whether the other one goes on.
+fn lose(live: &mut Copy, other: &mut Copy, random: &mut Random) -> bool {
+    match random.below(5) {
+        0 => other.cut(random),
+        1 => live.cut(random),
+        2 => {
+            other.cut(random);
+            live.cut(random);
+        }
+        // A process that ends, or a planned end.
+        3 => other.journal().close(),
+        _ => {
+            live.journal().close();
+            other.journal().close();
+            (live.journal, other.journal) = (None, None);
+        }
+    }
+    let swap = match (&live.journal, &other.journal) {
+        (None, Some(_)) => true,
+        (Some(_), None) => false,
+        _ => random.below(2) == 0,
+    };
+    for copy in [live, other] {
+        let image = copy.image.clone();
+        copy.journal.get_or_insert_with(|| open(&image));
+        copy.stated = None;
+    }
+    swap
+}
+
 /// A random history of two hosts.
 fn history(seed: u64) {
     let tmp = tempfile::tempdir().unwrap();
     let mut random = Random(seed);
     let mut live = Copy::new(tmp.path(), 0);
     let mut other = Copy::new(tmp.path(), 1);
-    let mut value = 0;
-    let mut ids = 1;
-    let mut first = true;
-    for _ in 0..12 {
-        while !other.resync_from(&mut live, ids, &mut random, first) {
-            value += 1;
-            live.write(random.below(CHUNKS), value);
+    let mut next = Counters { ids: 1, value: 0 };
+    for round in 0..12 {
+        while !other.resync_from(&mut live, next.ids, &mut random, round == 0) {
+            next.value += 1;
+            live.write(random.below(CHUNKS), next.value);
         }
         assert!(live.cached == other.cached, "seed {seed}: copies differ after a resync");
-        if first {
+        if round == 0 {
             // Until this is durable, there is nothing to go back to.
             live.flush();
         }
-        (ids, first) = (ids + 1, false);
-        // Protected: requests that both make, the other one later.
-        let mut log: Vec<Result<(u64, u32), (CheckpointId, Option<CheckpointId>)>> = Vec::new();
-        let mut settled = None;
-        other.at = 0;
-        for _ in 0..random.below(120) {
-            match random.below(20) {
-                0..=9 => {
-                    value += 1;
-                    let hot = random.below(3) > 0;
-                    let chunk = random.below(if hot { CHUNKS / 4 } else { CHUNKS });
-                    live.write(chunk, value);
-                    log.push(Ok((chunk, value)));
-                }
-                10..=15 if other.at < log.len() => {
-                    match log[other.at] {
-                        Ok((chunk, value)) => other.write(chunk, value),
-                        Err((id, settled)) => {
-                            settled.into_iter().for_each(|s| other.journal().settle(s).unwrap());
-                            other.journal().checkpoint(id, PEERS[live.host]);
-                        }
-                    }
-                    other.at += 1;
-                }
-                16 => live.flush(),
-                17 => other.flush(),
-                18 if live.journal().pending().is_none() => {
-                    live.journal().checkpoint(id(ids), PEERS[other.host]);
-                    log.push(Err((id(ids), settled)));
-                    ids += 1;
-                }
-                // One that a later one took the place of is settled no more.
-                19 if live.stated == Some(id(ids - 1)) && live.stated == other.stated => {
-                    // The other one hears it with the next checkpoint.
-                    settled = live.stated;
-                    settled.into_iter().for_each(|s| live.journal().settle(s).unwrap());
-                }
-                _ => {}
-            }
-        }
-        // One is lost, or both, and either goes on.
-        match random.below(5) {
-            0 => other.cut(&mut random),
-            1 => live.cut(&mut random),
-            2 => {
-                other.cut(&mut random);
-                live.cut(&mut random);
-            }
-            // A process that ends, or a planned end.
-            3 => other.journal().close(),
-            _ => {
-                live.journal().close();
-                other.journal().close();
-                (live.journal, other.journal) = (None, None);
-            }
-        }
-        let swap = match (&live.journal, &other.journal) {
-            (None, Some(_)) => true,
-            (Some(_), None) => false,
-            _ => random.below(2) == 0,
-        };
-        for copy in [&mut live, &mut other] {
-            let image = copy.image.clone();
-            copy.journal.get_or_insert_with(|| open(&image));
-            copy.stated = None;
-        }
-        if swap {
+        next.ids += 1;
+        run_protected(&mut live, &mut other, &mut random, &mut next);
+        if lose(&mut live, &mut other, &mut random) {
             std::mem::swap(&mut live, &mut other);
         }
         for _ in 0..random.below(30) {
-            value += 1;
-            live.write(random.below(CHUNKS), value);
+            next.value += 1;
+            live.write(random.below(CHUNKS), next.value);
         }
         // A host that returns has nothing of its process before.
         let image = other.image.clone();
