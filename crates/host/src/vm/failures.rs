@@ -81,9 +81,19 @@ fn probe(section: &DiskSection, range: Option<(u64, u64)>) -> Result<(), String>
     let image = Image::open_again(section.source().settled(), OpenMode::Exclusive)
         .map_err(|e| one_line(&e))?;
     let len = usize::try_from(len.min(PROBE_BYTES_MAX)).unwrap_or(0);
-    let data = image.read(offset, len)?;
-    image.write(offset, &data)?;
-    image.flush()
+    let written = std::fs::metadata(&section.path).and_then(|meta| meta.modified()).ok();
+    let rewrite = || {
+        let data = image.read(offset, len)?;
+        image.write(offset, &data)?;
+        image.flush()
+    };
+    let result = rewrite();
+    if let Some(at) = written {
+        // It holds what it held, so its record is still about it.
+        let file = std::fs::File::options().write(true).open(&section.path);
+        file.and_then(|file| file.set_modified(at)).map_err(|e| e.to_string())?;
+    }
+    result
 }
 
 /// The range of a request that the machine waits for.
