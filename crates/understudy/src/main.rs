@@ -30,7 +30,7 @@ enum Command {
     /// Measure the figures that this project aims at, and print them.
     Bench(bench::BenchArgs),
     /// Run one unprotected VM in this terminal.
-    Run(cli::run::RunArgs),
+    Run(Box<cli::run::RunArgs>),
     /// Make disk images.
     Image(cli::image::ImageArgs),
     /// Run a recorded VM again, and compare every digest.
@@ -101,7 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(&args),
-        Command::Run(args) => cli::run::run(args),
+        Command::Run(args) => cli::run::run(*args),
         Command::Image(args) => cli::image::run(args),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Record(args) => cli::record::run(&args),
