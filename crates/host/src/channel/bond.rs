@@ -12,7 +12,7 @@
 //!
 //! # Failure
 //! A path that breaks, or on which nothing comes for the patience while something waits for an answer, is left for the
-//! other one. When none is left, the link is over.
+//! other one, unless that is silent, too: something is said on it now and then. When none is left, the link is over.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +39,9 @@ const UNSAID_MAX: u64 = 64;
 const UNSAID_BYTES_MAX: u64 = 1 << 20;
 /// How often the keeper looks.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often something is said on the path that stands by, and after what silence it counts as one that does not work.
+const PROBE: Duration = Duration::from_millis(500);
+const PROBE_SILENCE: Duration = Duration::from_millis(2500);
 /// Silence after which the other path is tried, unless told otherwise.
 const PATIENCE: Duration = Duration::from_millis(40);
 
@@ -65,6 +68,7 @@ struct State {
     kept: VecDeque<Kept>,
     kept_bytes: usize,
     switched: Instant,
+    probed: Instant,
     patience: Duration,
     packer: Packer,
     scratch: Packed,
@@ -114,6 +118,7 @@ impl Bond {
             kept: VecDeque::new(),
             kept_bytes: 0,
             switched: now,
+            probed: now,
             patience: PATIENCE,
             packer: Packer::new(agreed.compresses),
             scratch: Packed::default(),
@@ -194,7 +199,8 @@ impl Bond {
         let state = lock(&self.state);
         let describe = |(slot, path): (usize, &Option<PathSender>)| {
             let (local, peer) = path.as_ref()?.addresses()?;
-            Some(PathUse { slot, local, peer, is_active: slot == state.active })
+            let is_silent = self.silence(slot) > PROBE_SILENCE;
+            Some(PathUse { slot, local, peer, is_active: slot == state.active, is_silent })
         };
         state.paths.iter().enumerate().filter_map(describe).collect()
     }
@@ -314,6 +320,12 @@ impl Bond {
         self.heard[slot].store(self.micros(), Ordering::Relaxed);
     }
 
+    /// For how long nothing has come on a path.
+    fn silence(&self, slot: usize) -> Duration {
+        let heard = self.heard[slot].load(Ordering::Relaxed);
+        Duration::from_micros(self.micros().saturating_sub(heard))
+    }
+
     fn micros(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
@@ -367,15 +379,29 @@ impl Bond {
             self.say(&mut state);
         }
         let other = PATHS - 1 - state.active;
+        self.probe(&mut state, other);
         let patience = state.patience;
         let is_waiting = state.kept.front().is_some_and(|kept| kept.sent.elapsed() > patience);
         if !is_waiting || state.paths[other].is_none() || state.switched.elapsed() < patience {
             return;
         }
-        let silence =
-            self.micros() - self.heard[state.active].load(Ordering::Relaxed).min(self.micros());
-        if u128::from(silence) > patience.as_micros() {
+        if self.silence(state.active) > patience && self.silence(other) < PROBE_SILENCE {
             self.switch(&mut state, other);
+        }
+    }
+
+    /// Says something on the path that stands by, so that both sides know whether it works.
+    fn probe(&self, state: &mut State, other: usize) {
+        if state.probed.elapsed() < PROBE {
+            return;
+        }
+        state.probed = Instant::now();
+        let item = Item::Acknowledged(self.received.load(Ordering::Relaxed));
+        if let Some(path) = &mut state.paths[other]
+            && path.waiting_bytes() == 0
+        {
+            // A path that is broken is found by the receiver.
+            state.wire_bytes += path.send(&item).unwrap_or(0) as u64;
         }
     }
 

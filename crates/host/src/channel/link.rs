@@ -41,6 +41,8 @@ pub struct PathUse {
     pub peer: SocketAddr,
     /// It carries the frames; another one stands by.
     pub is_active: bool,
+    /// Nothing has come on it for a while.
+    pub is_silent: bool,
 }
 
 /// Why a frame was not sent.

@@ -259,7 +259,12 @@ impl Inner {
         let (which, other) =
             if active.slot == 0 { ("first", "second") } else { ("second", "first") };
         let (local, peer) = (active.local.ip(), active.peer.ip());
-        let state = if paths.len() > 1 { "stands by" } else { "does not work" };
+        let other_path = paths.iter().find(|path| !path.is_active);
+        let state = match other_path {
+            Some(path) if !path.is_silent => "stands by",
+            Some(_) => "is silent",
+            None => "does not work",
+        };
         Some(format!("{which} ({local} to {peer}); the {other} one {state}"))
     }
 }
