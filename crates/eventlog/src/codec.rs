@@ -28,12 +28,12 @@
 //!
 //! Kind 11 came later than version 2, within it: a log without it is as before, and an older build refuses one that has it.
 
-use machine::io::{BlkStatus, Input};
+use machine::io::{BLK_READ_MAX, BlkStatus, Input};
 
 use crate::{Entry, LogPos, Record};
 
-/// Most bytes that one record carries.
-pub const DATA_MAX: usize = 16 << 20;
+/// Most bytes that one record carries: what the longest read of a disk gives.
+pub const DATA_MAX: usize = BLK_READ_MAX;
 
 const MARK: u8 = 0;
 const DIGEST: u8 = 1;

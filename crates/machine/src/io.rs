@@ -7,6 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Most bytes of data of a block request that reads. U-Boot reads a whole initial RAM disk by one request.
+pub const BLK_READ_MAX: usize = 60 << 20;
+
 /// Ticks of guest time (`mtime`) for each 2^16 steps; see [`Input::Clock`].
 pub type ClockRate = u32;
 

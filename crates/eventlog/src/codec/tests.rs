@@ -81,6 +81,18 @@ fn record_before_the_end_is_refused() {
 }
 
 #[test]
+fn longest_read_of_a_disk_fits_a_record() {
+    let data = vec![7; machine::io::BLK_READ_MAX];
+    let input = Input::BlkDone { dev: 0, id: 1, status: BlkStatus::Ok, data };
+    let mut encoder = Encoder::new(LogPos::default(), ClockBase::default());
+    let mut out = vec![];
+    encoder.append_input(5, &input, &mut out).unwrap();
+    let mut decoder = Decoder::new(LogPos::default(), ClockBase::default());
+    decoder.push(&out);
+    assert_eq!(decoder.next(), Ok(Some(Record { icount: 5, entry: Entry::Input(input) })));
+}
+
+#[test]
 fn decoder_stays_failed_and_forgets_its_bytes() {
     let mut decoder = Decoder::new(LogPos::default(), ClockBase::default());
     decoder.push(&[12, 0]);

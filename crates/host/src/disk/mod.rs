@@ -70,7 +70,7 @@ pub const REQUESTS_MAX: usize = 1024;
 /// Most bytes of waiting writes; a submission waits beyond that.
 pub const REQUEST_BYTES_MAX: usize = 128 << 20;
 /// Longest read that is carried out.
-pub const READ_BYTES_MAX: u32 = 60 << 20;
+pub const READ_BYTES_MAX: u32 = machine::io::BLK_READ_MAX as u32;
 /// Longest read that is carried out within the submission, where the page cache has its data.
 const READ_AT_ONCE_BYTES_MAX: u32 = 128 << 10;
 /// How long whoever has a disk grow waits for the requests before that.

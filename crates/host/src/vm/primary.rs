@@ -326,12 +326,15 @@ impl Primary {
             }
             Mail::DiskDone { done, .. } => {
                 self.tick(Instant::now());
+                // A message has a bound, and the longest read nearly fills one.
+                if self.bytes.len() + done.data.len() > LOG_PIECE_BYTES {
+                    self.hand_over(shared);
+                }
                 if self.settled.remove(&(done.dev, done.id)) {
                     self.settled_done(shared, done);
                 } else if !self.withholds(shared, &done) {
                     self.disk_done(done);
                 }
-                // Many long reads of a shared disk may be done at once: a message has a bound.
                 if self.bytes.len() >= LOG_PIECE_BYTES {
                     self.hand_over(shared);
                 }

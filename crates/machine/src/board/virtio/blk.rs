@@ -22,7 +22,7 @@ use crate::board::state::{
 };
 use crate::board::{ApplyError, BusCtx};
 use crate::config::DiskConfig;
-use crate::io::{BlkOp, BlkStatus, OutputKind};
+use crate::io::{BLK_READ_MAX, BlkOp, BlkStatus, OutputKind};
 
 use super::queue::{Chain, gather, part, scatter, total};
 use super::transport::Transport;
@@ -34,8 +34,8 @@ const REQUESTS_MAX: usize = QUEUE_MAX as usize;
 const DATA_MAX: usize = 32 << 20;
 /// Most bytes of data of a write, and of a read by a driver that heeds [`SIZE_MAX`] and [`SEG_MAX`].
 const TRANSFER_MAX: u64 = 4 << 20;
-/// Most bytes of data of any read. U-Boot reads a whole initial RAM disk by one request.
-const READ_MAX: u64 = 60 << 20;
+/// Most bytes of data of any read.
+const READ_MAX: u64 = BLK_READ_MAX as u64;
 const SECTOR: u64 = 512;
 const HEADER_BYTES: u64 = 16;
 const RANGE_BYTES: u64 = 16;
