@@ -365,10 +365,18 @@ impl Bond {
 
     /// Tells the peer what came.
     fn say(&self, state: &mut State) {
-        let item = Item::Acknowledged(self.acknowledge());
-        if let Some(path) = &mut state.paths[state.active] {
-            // If it cannot be sent, what is sent next cannot either, and finds out.
-            state.wire_bytes += path.send(&item).unwrap_or(0) as u64;
+        let count = self.acknowledge();
+        self.say_on(state, state.active, count);
+    }
+
+    /// Says on a path how many frames came; a path that turns out to be broken is lost.
+    fn say_on(&self, state: &mut State, slot: usize, count: u64) {
+        let Some(path) = &mut state.paths[slot] else { return };
+        match path.send(&Item::Acknowledged(count)) {
+            Ok(bytes) => state.wire_bytes += bytes as u64,
+            Err(SendError::Closed { reason }) => self.lose(state, slot, &reason),
+            // It is said again with what is sent next.
+            Err(SendError::Full { .. } | SendError::TooLong { .. }) => {}
         }
     }
 
@@ -378,8 +386,8 @@ impl Bond {
         if self.received.load(Ordering::Relaxed) != self.said.load(Ordering::Relaxed) {
             self.say(&mut state);
         }
+        self.probe(&mut state);
         let other = PATHS - 1 - state.active;
-        self.probe(&mut state, other);
         let patience = state.patience;
         let is_waiting = state.kept.front().is_some_and(|kept| kept.sent.elapsed() > patience);
         if !is_waiting || state.paths[other].is_none() || state.switched.elapsed() < patience {
@@ -390,18 +398,16 @@ impl Bond {
         }
     }
 
-    /// Says something on the path that stands by, so that both sides know whether it works.
-    fn probe(&self, state: &mut State, other: usize) {
+    /// Says something on each path, so that both sides know whether it works.
+    fn probe(&self, state: &mut State) {
         if state.probed.elapsed() < PROBE {
             return;
         }
         state.probed = Instant::now();
-        let item = Item::Acknowledged(self.received.load(Ordering::Relaxed));
-        if let Some(path) = &mut state.paths[other]
-            && path.waiting_bytes() == 0
-        {
-            // A path that is broken is found by the receiver.
-            state.wire_bytes += path.send(&item).unwrap_or(0) as u64;
+        for slot in 0..PATHS {
+            if state.paths[slot].as_ref().is_some_and(|path| path.waiting_bytes() == 0) {
+                self.say_on(state, slot, self.received.load(Ordering::Relaxed));
+            }
         }
     }
 

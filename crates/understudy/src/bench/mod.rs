@@ -407,7 +407,7 @@ mod tests {
             names,
             [
                 &["delay", "idle", "speed", "protect", "engine", "record"],
-                &["tables", "failover"][..],
+                &["tables", "net", "failover", "disk"][..],
                 &kinds[..]
             ]
             .concat()
