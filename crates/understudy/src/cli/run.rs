@@ -253,9 +253,7 @@ pub(crate) fn live(
     engine: Option<EngineKind>,
     has_stats: bool,
 ) -> anyhow::Result<ExitCode> {
-    let vm = start(definition, engine)?;
-    let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
-    let mut view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    let (vm, hub, mut view) = start(definition, engine)?;
     let keyboard = Keyboard::open()?;
     let code = serve(&vm, &hub, &mut view, &keyboard);
     drop(keyboard);
@@ -265,8 +263,11 @@ pub(crate) fn live(
     code
 }
 
-/// Starts a VM in this process.
-pub(crate) fn start(definition: Definition, engine: Option<EngineKind>) -> anyhow::Result<Vm> {
+/// Starts a VM in this process, with a view of its console from the first byte on.
+pub(crate) fn start(
+    definition: Definition,
+    engine: Option<EngineKind>,
+) -> anyhow::Result<(Vm, ConsoleHub, ConsoleView)> {
     let env = Arc::new(Env {
         host: "localhost".to_owned(),
         secret: Secret::new(&[0; 16])?,
@@ -284,12 +285,14 @@ pub(crate) fn start(definition: Definition, engine: Option<EngineKind>) -> anyho
     let name = definition.config.name.clone();
     let vm = Vm::with_arbiter(&env, &name, 1000, Box::new(MemoryArbiter::default()))
         .map_err(anyhow::Error::msg)?;
+    let hub = vm.console(0).cloned().ok_or_else(|| anyhow::anyhow!("no console"))?;
+    let view = hub.attach().ok_or_else(|| anyhow::anyhow!("no console"))?;
     match vm.start(definition) {
         StartOutcome::Running => {}
         StartOutcome::Failed { reason } => return Err(failure(1, reason)),
         StartOutcome::Refused { .. } => return Err(failure(5, "the VM was refused")),
     }
-    Ok(vm)
+    Ok((vm, hub, view))
 }
 
 fn serve(

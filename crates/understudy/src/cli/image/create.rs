@@ -191,9 +191,7 @@ fn definition(installer: &Installer, disk: &Path) -> Definition {
 
 /// Runs the installer to its end.
 fn install(installer: &Installer, disk: &Path, progress: &dyn Fn(&str)) -> anyhow::Result<()> {
-    let vm = run::start(definition(installer, disk), None)?;
-    let hub = vm.console(0).cloned().context("the installer has no console")?;
-    let mut view = hub.attach().context("the installer has no console")?;
+    let (vm, _, mut view) = run::start(definition(installer, disk), None)?;
     let mut heard = Heard::default();
     heard.take(&std::mem::take(&mut view.scrollback), progress);
     let mut last = Instant::now();
