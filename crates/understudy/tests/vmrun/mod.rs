@@ -143,6 +143,8 @@ impl Running {
             assert!(Instant::now() < deadline, "nobody asks for a password; {}", self.report());
         }
         self.type_line(password);
+        // What is typed before the shell asks for it gets lost as well.
+        assert!(wait(self, "root@", LIMIT), "there is no shell; {}", self.report());
     }
 
     /// Types at the console.
