@@ -75,6 +75,13 @@ pub(crate) fn set_port(name: &str, up: bool) -> anyhow::Result<()> {
     ip(&["link", "set", &port(name), if up { "up" } else { "down" }])
 }
 
+/// Bounds the rate at which a plain station sends and gets, as `1gbit`.
+pub(crate) fn limit_rate(name: &str, rate: &str) -> anyhow::Result<()> {
+    let tbf = ["root", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms"];
+    run("tc", &[&["-n", name, "qdisc", "replace", "dev", "uplink"], &tbf[..]].concat())?;
+    run("tc", &[&["qdisc", "replace", "dev", &port(name)], &tbf[..]].concat())
+}
+
 /// Moves the calling thread, and no other, into the namespace `name`. Commands that it runs go there too.
 pub(crate) fn enter(name: &str) -> anyhow::Result<()> {
     let path = file(name);

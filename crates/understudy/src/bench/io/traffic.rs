@@ -15,6 +15,8 @@ use crate::bench::stage::{Material, Stage};
 use crate::demo::lab::{CLIENT, HOSTS, LogLink, VM};
 use crate::demo::net;
 
+/// What the client's network card carries, as in the paper: more would say what the log link cannot carry.
+const CLIENT_RATE: &str = "1gbit";
 /// Memory of the machine.
 const MEMORY: &str = "512M";
 const GUEST: &str = "10.77.0.10";
@@ -67,6 +69,7 @@ struct Runs {
 /// Measures it; see the module documentation.
 pub(super) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow::Result<Section> {
     let mut section = Section::new("net");
+    section.notes.push(format!("the client's network card has {CLIENT_RATE}/s, as in the paper"));
     section.notes.push(
         "primary, secondary, relay and client share this computer's CPUs: where there are two, they are the limit, not the \
          link; 'per CPU second' is the same for a second of the primary's CPU time"
@@ -95,6 +98,7 @@ fn measure_all(
         Ok(())
     })?;
     let relay = relay.context("the relay was made")?;
+    net::limit_rate(CLIENT, CLIENT_RATE)?;
     let on_both = |section: &mut Section| -> anyhow::Result<()> {
         wait_for_iperf(&stage)?;
         measure(&stage, &relay, options, false, section)?;
