@@ -243,6 +243,11 @@ impl Secondary {
         self.off = Some((generation, Instant::now() + REST_TIME_MAX));
     }
 
+    /// Whether its VM is off: what comes now, log and checkpoints, is of another session.
+    pub(crate) fn is_off(&self) -> bool {
+        self.off.is_some()
+    }
+
     /// Whether there is nothing left to do for a VM that is off.
     pub(crate) fn is_over(&mut self) -> bool {
         let Some((generation, until)) = self.off else { return false };

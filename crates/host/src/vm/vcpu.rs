@@ -191,7 +191,8 @@ impl Vcpu {
                 Role::Secondary(s) => {
                     s.step(&self.shared);
                     if s.is_over() {
-                        self.discard();
+                        // What has come since the VM was off is of the next session.
+                        self.let_go();
                     }
                 }
                 Role::Waiting(_) => self.wait_for_locks(),
@@ -204,12 +205,13 @@ impl Vcpu {
             (Mail::Wake | Mail::Close, _) => {}
             (Mail::Run { generation }, _) => self.start(generation),
             (Mail::Follow { link, loaded }, _) => self.follow(link, loaded),
-            (Mail::Replay { bytes, end }, Role::Secondary(s)) => s.push(bytes, end),
+            (Mail::Replay { bytes, end }, Role::Secondary(s)) if !s.is_off() => s.push(bytes, end),
             (Mail::Replay { bytes, end }, _) => self.early_log.push_back((bytes, end)),
             (Mail::GoLive { generation, at, resend_after }, Role::Secondary(_)) => {
                 self.go_live(generation, at, resend_after);
             }
             (Mail::Discard { off: Some(generation) }, Role::Secondary(s)) => {
+                self.early_log.clear();
                 s.replay_rest(&self.shared, generation);
             }
             (Mail::SwitchDisk(switch), _) => {
@@ -217,7 +219,7 @@ impl Vcpu {
                 switch.tell(result);
             }
             (Mail::Discard { .. }, _) => self.discard(),
-            (Mail::Checkpoint { id, at, settled }, Role::Secondary(s)) => {
+            (Mail::Checkpoint { id, at, settled }, Role::Secondary(s)) if !s.is_off() => {
                 s.expect_checkpoint(id, at, settled);
             }
             (Mail::Halt, _) => {
@@ -518,6 +520,11 @@ impl Vcpu {
 
     fn discard(&mut self) {
         self.early_log.clear();
+        self.let_go();
+    }
+
+    /// Lets the machine go, and what it has open.
+    fn let_go(&mut self) {
         let role = std::mem::replace(&mut self.role, Role::Idle);
         if let Role::Waiting(_) = &role {
             self.shared.lock().waits = None;
