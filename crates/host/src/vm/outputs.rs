@@ -17,7 +17,8 @@ pub(crate) struct OutputQueue {
     packet_bytes: usize,
 }
 
-fn packet_bytes(output: &Output) -> usize {
+/// Bytes of the packet, if it is one.
+pub(crate) fn packet_bytes(output: &Output) -> usize {
     match &output.kind {
         OutputKind::NetTx { packet, .. } => packet.len(),
         OutputKind::Blk { .. } | OutputKind::Console { .. } | OutputKind::EntropyWanted { .. } => 0,

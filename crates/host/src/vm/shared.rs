@@ -34,7 +34,7 @@ use super::evidence::Difference;
 use super::failures::Failure;
 use super::local_reads::LocalReads;
 use super::mailbox::Mailbox;
-use super::outputs::OutputQueue;
+use super::outputs::{OutputQueue, packet_bytes};
 use super::owning::Waits;
 use super::packets::PacketQueue;
 use super::ports::{CONSOLES, Ports};
@@ -365,10 +365,11 @@ impl Shared {
         end: LogPos,
     ) -> Option<u64> {
         self.log_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let outputs_up_to = outputs.last().map(|o| o.icount);
+        let bytes_of_outputs = outputs.iter().map(packet_bytes).sum();
+        let of_outputs = outputs.last().map(|o| (o.icount, bytes_of_outputs));
         let mut inner = self.lock();
         outputs.into_iter().for_each(|output| inner.held.push(output));
-        inner.batch.add(bytes, end, outputs_up_to);
+        inner.batch.add(bytes, end, of_outputs);
         let now = mono_now();
         let wait_us = inner.batch.may_wait_us(now).filter(|_| inner.follower.is_some());
         if wait_us.is_none() {
