@@ -1,16 +1,20 @@
 //! The thread that writes the segments of a recording.
 //!
+//! # Invariants
+//! - INV-LOG-WRITER-1: log that comes while some waits wakes nobody: a wake-up costs the machine's thread more than a
+//!   record does, and there is a record for every slice.
+//!
 //! # Failure
 //! What cannot be written ends the recording with one line; the machine's thread hears of it at its next hand-over.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use eventlog::{LogPos, SegmentHeader, SegmentWriter};
 
@@ -23,6 +27,7 @@ const GATHER_TIME: Duration = Duration::from_millis(20);
 /// Log is written at once when this much waits.
 const GATHER_BYTES: usize = 256 << 10;
 
+#[derive(Debug)]
 enum Job {
     Write(Vec<u8>),
     /// The segment is complete, another one follows.
@@ -33,13 +38,66 @@ enum Job {
     Finish(LogPos),
 }
 
+/// What the thread has to do.
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Bytes of log that are not written yet.
+    waiting: usize,
+    /// Nothing more comes.
+    is_closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Common {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    is_failed: AtomicBool,
+}
+
+impl Common {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_failed(&self) -> bool {
+        self.is_failed.load(Ordering::Relaxed)
+    }
+}
+
+impl Queue {
+    /// Puts it at the end; says whether the thread is to hear of it.
+    fn push(&mut self, job: Job) -> bool {
+        let was_empty = self.jobs.is_empty();
+        match (self.jobs.back_mut(), job) {
+            (Some(Job::Write(bytes)), Job::Write(more)) => {
+                let is_big = bytes.len() >= GATHER_BYTES;
+                bytes.extend_from_slice(&more);
+                !is_big && bytes.len() >= GATHER_BYTES
+            }
+            (_, job @ Job::Write(_)) => {
+                self.jobs.push_back(job);
+                was_empty
+            }
+            (_, job @ (Job::Rotate { .. } | Job::Finish(_))) => {
+                self.jobs.push_back(job);
+                true
+            }
+        }
+    }
+
+    /// Whether nothing that comes would be written with what is there.
+    fn is_ripe(&self) -> bool {
+        self.is_closed
+            || self.jobs.len() > 1
+            || !matches!(self.jobs.front(), Some(Job::Write(bytes)) if bytes.len() < GATHER_BYTES)
+    }
+}
+
 /// The machine's end of it. Dropped without [`Self::finish`], it leaves the log as one that was cut off.
 #[derive(Debug)]
 pub(super) struct LogThread {
-    queue: Option<Sender<Job>>,
-    /// Bytes in the queue.
-    waiting: Arc<AtomicUsize>,
-    is_failed: Arc<AtomicBool>,
+    common: Arc<Common>,
     thread: Option<JoinHandle<()>>,
     dir: PathBuf,
 }
@@ -48,64 +106,71 @@ impl LogThread {
     /// Begins the first segment.
     pub(super) fn start(dir: &Path, path: &Path, header: SegmentHeader) -> std::io::Result<Self> {
         let (file, segment) = begin(path, header)?;
-        let (queue, jobs) = channel();
-        let (waiting, is_failed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let writer = Writer {
-            file,
-            segment,
-            jobs,
-            waiting: Arc::clone(&waiting),
-            is_failed: Arc::clone(&is_failed),
-            dir: dir.to_owned(),
-        };
+        let common = Arc::<Common>::default();
+        let writer = Writer { file, segment, common: Arc::clone(&common), dir: dir.to_owned() };
         let thread =
             std::thread::Builder::new().name("record".to_owned()).spawn(move || writer.run())?;
-        Ok(Self {
-            queue: Some(queue),
-            waiting,
-            is_failed,
-            thread: Some(thread),
-            dir: dir.to_owned(),
-        })
+        Ok(Self { common, thread: Some(thread), dir: dir.to_owned() })
     }
 
     /// Appends to the segment; false when the recording has ended.
     pub(super) fn write(&self, bytes: Vec<u8>) -> bool {
-        if self.is_failed.load(Ordering::Relaxed) {
+        if self.common.is_failed() {
             return false;
         }
-        let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
-        if waiting > WAITING_BYTES_MAX {
+        if bytes.is_empty() {
+            return true;
+        }
+        let mut queue = self.common.queue();
+        queue.waiting += bytes.len();
+        if queue.waiting > WAITING_BYTES_MAX {
+            drop(queue);
             if self.fail() {
                 stopped(&self.dir, &"the disk is too slow");
             }
             return false;
         }
-        self.send(Job::Write(bytes))
+        self.push(queue, Job::Write(bytes));
+        true
     }
 
     /// Completes the segment and begins another one, where it ends.
     pub(super) fn rotate(&self, path: &Path, header: SegmentHeader) {
-        self.send(Job::Rotate { path: path.to_owned(), header });
+        self.push(self.common.queue(), Job::Rotate { path: path.to_owned(), header });
     }
 
-    fn send(&self, job: Job) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.send(job).is_ok())
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, job: Job) {
+        let is_told = queue.push(job);
+        drop(queue);
+        if is_told {
+            self.common.arrived.notify_one();
+        }
     }
 
     /// The recording ends here, as one that is cut off; says whether it had not before.
     pub(super) fn fail(&self) -> bool {
-        !self.is_failed.swap(true, Ordering::Relaxed)
+        !self.common.is_failed.swap(true, Ordering::Relaxed)
     }
 
     /// Completes the log; everything is written when this comes back.
     pub(super) fn finish(&mut self, end: LogPos) {
-        self.send(Job::Finish(end));
-        self.queue = None;
+        self.push(self.common.queue(), Job::Finish(end));
+        self.close();
         if let Some(thread) = self.thread.take() {
             // The thread has said what it had to say.
             drop(thread.join());
         }
+    }
+
+    fn close(&self) {
+        self.common.queue().is_closed = true;
+        self.common.arrived.notify_one();
+    }
+}
+
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -122,33 +187,28 @@ fn begin(path: &Path, header: SegmentHeader) -> std::io::Result<(File, SegmentWr
 struct Writer {
     file: File,
     segment: SegmentWriter,
-    jobs: Receiver<Job>,
-    waiting: Arc<AtomicUsize>,
-    is_failed: Arc<AtomicBool>,
+    common: Arc<Common>,
     dir: PathBuf,
 }
 
 impl Writer {
     fn run(mut self) {
         if let Err(e) = self.write_all()
-            && !self.is_failed.swap(true, Ordering::Relaxed)
+            && !self.common.is_failed.swap(true, Ordering::Relaxed)
         {
             stopped(&self.dir, &e);
         }
     }
 
     fn write_all(&mut self) -> std::io::Result<()> {
-        let mut next = None;
-        while let Some(job) = next.take().or_else(|| self.jobs.recv().ok()) {
+        while let Some(job) = self.next() {
             match job {
-                Job::Write(first) => {
-                    let (payload, after) = self.gather(first);
+                Job::Write(payload) => {
                     for (head, part) in SegmentWriter::frames(&payload) {
                         self.file.write_all(&head)?;
                         self.file.write_all(part)?;
                     }
-                    self.waiting.fetch_sub(payload.len(), Ordering::Relaxed);
-                    next = after;
+                    self.common.queue().waiting -= payload.len();
                 }
                 Job::Rotate { path, header } => {
                     // A segment that is complete while nothing follows it is the end of a recording: not so after a
@@ -163,9 +223,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Waits for something to do; log waits for more of it, [`GATHER_TIME`] at most, so that it makes one frame.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.common.queue();
+        while queue.jobs.is_empty() && !queue.is_closed {
+            queue = self.common.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        let gathered = self.common.arrived.wait_timeout_while(queue, GATHER_TIME, |q| !q.is_ripe());
+        let (mut queue, _) = gathered.unwrap_or_else(PoisonError::into_inner);
+        queue.jobs.pop_front()
+    }
+
     /// Completes the segment, unless the recording has failed: then it is one that is cut off.
     fn end(&mut self, end: LogPos) -> std::io::Result<()> {
-        if self.is_failed.load(Ordering::Relaxed) {
+        if self.common.is_failed() {
             return Ok(());
         }
         let mut out = Vec::new();
@@ -173,17 +244,28 @@ impl Writer {
         self.file.write_all(&out)?;
         self.file.sync_all()
     }
+}
 
-    /// What comes in the next moments makes one frame; with a job that is not for it.
-    fn gather(&self, first: Vec<u8>) -> (Vec<u8>, Option<Job>) {
-        let (mut payload, until) = (first, Instant::now() + GATHER_TIME);
-        while payload.len() < GATHER_BYTES {
-            match self.jobs.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Job::Write(more)) => payload.extend_from_slice(&more),
-                Ok(other) => return (payload, Some(other)),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        (payload, None)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_behind_log_that_waits_wakes_nobody_until_there_is_much() {
+        let mut queue = Queue::default();
+        assert!(queue.push(Job::Write(vec![1])));
+        assert!(!queue.push(Job::Write(vec![2])));
+        assert!(!queue.is_ripe());
+        assert!(queue.push(Job::Write(vec![0; GATHER_BYTES])));
+        assert!(queue.is_ripe());
+        assert!(!queue.push(Job::Write(vec![3])));
+        let Some(Job::Write(bytes)) = queue.jobs.pop_front() else { panic!("it is log") };
+        assert_eq!(
+            (bytes.len(), bytes.first(), bytes.last()),
+            (GATHER_BYTES + 3, Some(&1), Some(&3))
+        );
+        assert!(queue.push(Job::Write(vec![4])));
+        assert!(queue.push(Job::Finish(LogPos::default())));
+        assert!(queue.is_ripe());
     }
 }
