@@ -9,6 +9,7 @@
 
 pub mod announce;
 pub mod arbiter;
+mod background;
 pub mod channel;
 pub mod config;
 pub mod console;

@@ -155,6 +155,7 @@ impl Sweep {
         let parts = 1 + head.disks.iter().filter(|bytes| **bytes > 0).count();
         let target = path.clone();
         let write = move || {
+            crate::background::enter();
             let written = prepare().and_then(|()| write(&head, &target, &pieces, parts));
             told(&written);
             written

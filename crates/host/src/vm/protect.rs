@@ -139,12 +139,22 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
     let have = wait_for_have(&mut bulk.receiver, &go_on);
     let plans = have.map(|have| plans(&job.host.0, have, limit_of(env, &definition)));
     let result = plans.and_then(|plans| {
-        begin_mirrors(&disks, &plans, &queue);
-        copy_disks(&disks, &pieces, &mut bulk.sender, &go_on)?;
-        let sender = Box::new(RamSender::new(queue));
-        shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
-        bulk::send_all(&mut bulk.sender, &pieces, disks.len(), go_on)?;
-        report_copies(shared, &disks);
+        // On a thread of its own: those of the log's link must not step back with it.
+        let (to, disks, go_on) = (&mut bulk.sender, &disks, &go_on);
+        let copy = move || {
+            crate::background::enter();
+            begin_mirrors(disks, &plans, &queue);
+            copy_disks(disks, &pieces, to, go_on)?;
+            let sender = Box::new(RamSender::new(queue));
+            shared.mailbox.post(Mail::Snapshot { attempt: job.attempt, link, sender });
+            bulk::send_all(to, &pieces, disks.len(), go_on)
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("copy".to_owned());
+            let copying = thread.spawn_scoped(scope, copy).map_err(|e| e.to_string())?;
+            copying.join().unwrap_or_else(|_| Err("the copying thread has failed".to_owned()))
+        })?;
+        report_copies(shared, disks);
         wait_until_taken(&mut bulk.receiver, &go_on)
     });
     result.map_err(|reason| {
