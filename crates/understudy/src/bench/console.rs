@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::demo::control::Control;
-use crate::demo::lab::VM;
 
 /// Most that is kept of what was not looked at.
 const UNREAD_BYTES_MAX: usize = 1 << 20;
@@ -20,9 +19,9 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Attaches to the machine's console on the host behind `control`; what it wrote before comes first.
-    pub(crate) fn attach(control: &Control) -> anyhow::Result<Self> {
-        let (stream, seen) = control.console(VM).context("attach to the console")?;
+    /// Attaches to the console of `machine` on the host behind `control`; what it wrote before comes first.
+    pub(crate) fn attach(control: &Control, machine: &str) -> anyhow::Result<Self> {
+        let (stream, seen) = control.console(machine).context("attach to the console")?;
         stream.set_read_timeout(Some(Duration::from_millis(200)))?;
         Ok(Self { stream, seen })
     }

@@ -94,7 +94,7 @@ impl Stage {
 
     /// Waits for a line on the console.
     pub(crate) fn console(&self, line: &str) -> anyhow::Result<Console> {
-        let mut console = Console::attach(self.lab.control(FIRST)?)?;
+        let mut console = Console::attach(self.lab.control(FIRST)?, VM)?;
         console.wait_for(line, SHELL_MAX)?;
         Ok(console)
     }
@@ -120,6 +120,11 @@ impl Stage {
     /// Waits until it is protected.
     pub(crate) fn wait_protected(&self) -> anyhow::Result<VmStatus> {
         wait_protected(&self.lab, None, PROTECTED_MAX, &self.progress)
+    }
+
+    /// Whether it is protected, or is to be.
+    pub(crate) fn is_protected(&self) -> anyhow::Result<bool> {
+        Ok(self.view()?.detail != Some(Detail::Disabled))
     }
 
     /// Has the other host protect it, and waits; how long that took.

@@ -32,6 +32,10 @@ pub(crate) const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 pub(crate) const VM: &str = "redis";
 /// The machine's address.
 const VM_ADDRESS: &str = "10.77.0.10";
+/// The name of a second machine, which has nothing to do with the first.
+pub(crate) const NEIGHBOUR: &str = "neighbour";
+/// Its address.
+pub(crate) const NEIGHBOUR_ADDRESS: [u8; 4] = [10, 77, 0, 11];
 /// The namespace that the client is in.
 pub(crate) const CLIENT: &str = "client";
 const WITNESS: &str = "witness";
@@ -153,12 +157,23 @@ impl Lab {
         if let (true, Some(disk)) = (self.plan.has_shared_disk, &self.guest.disk) {
             net::run("cp", &["--sparse=always", path_text(disk)?, path_text(&shared)?])?;
         }
-        let text = vm_text(&self.guest, &self.plan, &shared);
+        let text = vm_text(VM, VM_ADDRESS, &self.guest, &self.plan, &shared);
         fs::write(&file, text).context("write vm.toml")?;
         let first = self.hosts.first().context("there is a first host")?;
         first.control.start(&file).context("start the machine on h1")?;
         progress.say("the machine boots Debian's kernel on h1");
         Ok(())
+    }
+
+    /// Starts a second machine like the first on `host`, which nobody protects. It has that host's copy of the first one's
+    /// disk: the first machine must not come there.
+    pub(crate) fn start_neighbour(&self, host: &str) -> anyhow::Result<()> {
+        let file = self.dir.join("neighbour.toml");
+        let plan = Plan { is_protected: false, has_shared_disk: false, ..self.plan.clone() };
+        let address = std::net::Ipv4Addr::from(NEIGHBOUR_ADDRESS).to_string();
+        let text = vm_text(NEIGHBOUR, &address, &self.guest, &plan, &self.dir);
+        fs::write(&file, text).context("write neighbour.toml")?;
+        self.control(host)?.start(&file).with_context(|| format!("start {NEIGHBOUR} on {host}"))
     }
 
     /// Waits until Redis answers.
@@ -187,6 +202,12 @@ impl Lab {
         let host = self.hosts.iter().find(|host| host.name == name);
         let daemon = host.and_then(|host| host.daemon.as_ref());
         Ok(daemon.with_context(|| format!("{name} runs no daemon"))?.id())
+    }
+
+    /// All that the daemon of `name` wrote.
+    pub(crate) fn log(&self, name: &str) -> anyhow::Result<String> {
+        let file = self.dir.join(name).join("log");
+        fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
     }
 
     /// The last lines that each daemon wrote, for when something went wrong.
@@ -396,7 +417,14 @@ fn host_text(
 }
 
 /// Configuration of the machine, which may run on each of the hosts.
-fn vm_text(guest: &GuestFiles, plan: &Plan, shared_disk: &Path) -> String {
+fn vm_text(
+    name: &str,
+    address: &str,
+    guest: &GuestFiles,
+    plan: &Plan,
+    shared_disk: &Path,
+) -> String {
+    let last = address.rsplit('.').next().unwrap_or_default();
     let Plan { memory, harts, is_protected, .. } = plan;
     let disk = match (&guest.disk, plan.has_shared_disk) {
         (Some(_), true) => {
@@ -406,9 +434,9 @@ fn vm_text(guest: &GuestFiles, plan: &Plan, shared_disk: &Path) -> String {
         (None, _) => String::new(),
     };
     format!(
-        "name = \"{VM}\"\nmemory = \"{memory}\"\nharts = {harts}\nkernel = {}\ninitrd = {}\n\
-         append = \"{} understudy.ip={VM_ADDRESS}/24\"\n\n\
-         {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:10\"\n\n\
+        "name = \"{name}\"\nmemory = \"{memory}\"\nharts = {harts}\nkernel = {}\ninitrd = {}\n\
+         append = \"{} understudy.ip={address}/24\"\n\n\
+         {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:{last}\"\n\n\
          [protection]\nenabled = {is_protected}\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
         quoted(&guest.kernel),
         quoted(&guest.initrd),
@@ -499,11 +527,11 @@ mod tests {
             has_shared_disk: true,
         };
         let guest = guest.unwrap();
-        let text = vm_text(&guest, &plan, Path::new("/shared.img"));
+        let text = vm_text(VM, VM_ADDRESS, &guest, &plan, Path::new("/shared.img"));
         let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
         assert_eq!(config.disks[0].mode, host::config::DiskMode::Shared);
         plan.has_shared_disk = false;
-        let text = vm_text(&guest, &plan, Path::new("/shared.img"));
+        let text = vm_text(VM, VM_ADDRESS, &guest, &plan, Path::new("/shared.img"));
         let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
         assert_eq!((config.memory, config.harts), (512 << 20, 2));
         assert_eq!(config.append, "console=ttyS0 understudy.ip=10.77.0.10/24");

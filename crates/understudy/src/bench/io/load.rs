@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::pgbench::Told;
 use super::postgres::{self, SILENCE_MAX, Session};
@@ -23,22 +25,21 @@ const REDIS_FIRST: u32 = 20_000;
 const REDIS_BYTES: &str = "100";
 
 /// A load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Load {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Load {
     /// A program that computes.
     Compute,
     /// A compiler.
+    #[value(name = "gcc")]
     Compile,
     /// PostgreSQL and pgbench.
+    #[value(name = "pgbench")]
     Postgres,
     /// Redis and redis-benchmark.
     Redis,
 }
 
 impl Load {
-    /// In the order in which they are measured.
-    pub(super) const ALL: [Self; 4] = [Self::Compute, Self::Compile, Self::Postgres, Self::Redis];
-
     /// For people.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -86,6 +87,8 @@ pub(super) struct Files {
 pub(super) trait Place {
     /// Where its servers listen.
     fn address(&self) -> IpAddr;
+    /// The CPU that its clients have.
+    fn cpu(&self) -> &'static str;
     /// Where its programs are.
     fn files(&self) -> Files;
     /// Has its shell run a command; how long that took.
@@ -97,7 +100,7 @@ pub(super) fn warm_up(load: Load, place: &mut dyn Place, seconds: u32) -> anyhow
     let first = match load {
         Load::Compute | Load::Compile => 1,
         Load::Postgres => {
-            fill(place.address())?;
+            fill(place)?;
             return Ok(seconds);
         }
         Load::Redis => REDIS_FIRST,
@@ -116,35 +119,36 @@ pub(super) fn run(load: Load, place: &mut dyn Place, amount: u32) -> anyhow::Res
     let command = match load {
         Load::Compute => times(format!("{kernels} integer > /dev/null")),
         Load::Compile => times(format!("gcc -O2 -c {work} -o {object}")),
-        Load::Postgres => return pgbench(place.address(), amount),
-        Load::Redis => return redis(place.address(), amount),
+        Load::Postgres => return pgbench(place, amount),
+        Load::Redis => return redis(place, amount),
     };
     let bound = Duration::from_secs(60) + Duration::from_secs(20) * amount.min(1000);
     let took = place.time(&command, bound)?;
     Ok(Rate { done: f64::from(amount), seconds: took.as_secs_f64(), latency_ms: None })
 }
 
-/// A program of the client's, on the CPU that the machines' primary has.
-fn client(program: &Path, address: IpAddr) -> anyhow::Result<std::process::Command> {
+/// A program of the client's that speaks to a place.
+fn client(program: &Path, place: &dyn Place) -> anyhow::Result<std::process::Command> {
     let mut command = net::command_in(CLIENT, "taskset");
-    command.args(["-c", super::tables::PRIMARY_CPU]).arg(program);
-    command.arg("-h").arg(address.to_string());
+    command.args(["-c", place.cpu()]).arg(program);
+    command.arg("-h").arg(place.address().to_string());
     Ok(command)
 }
 
-fn fill(address: IpAddr) -> anyhow::Result<()> {
-    let mut command = client(&postgres::program("pgbench")?, address)?;
+fn fill(place: &dyn Place) -> anyhow::Result<()> {
+    let mut command = client(&postgres::program("pgbench")?, place)?;
     command.args(["-U", postgres::USER, "-i", "-q", "-s", SCALE, postgres::USER]);
     postgres::finish(command).map(drop)?;
-    pgbench(address, 3).map(drop)
+    pgbench(place, 3).map(drop)
 }
 
-fn pgbench(address: IpAddr, seconds: u32) -> anyhow::Result<Rate> {
+fn pgbench(place: &dyn Place, seconds: u32) -> anyhow::Result<Rate> {
     // So that no turn writes what another one has left.
+    let address = place.address();
     net::inside(CLIENT, || {
         Session::open(SocketAddr::new(address, postgres::PORT), SILENCE_MAX)?.query("CHECKPOINT")
     })??;
-    let mut command = client(&postgres::program("pgbench")?, address)?;
+    let mut command = client(&postgres::program("pgbench")?, place)?;
     command.args(["-U", postgres::USER, "-n", "-c", PGBENCH_CLIENTS, "-j", "1", "-T"]);
     command.args([&seconds.to_string(), postgres::USER]);
     let words = postgres::finish(command)?;
@@ -153,8 +157,8 @@ fn pgbench(address: IpAddr, seconds: u32) -> anyhow::Result<Rate> {
     Ok(Rate { done, seconds: done / told.per_second, latency_ms: Some(told.latency_ms) })
 }
 
-fn redis(address: IpAddr, requests: u32) -> anyhow::Result<Rate> {
-    let mut command = client(Path::new("redis-benchmark"), address)?;
+fn redis(place: &dyn Place, requests: u32) -> anyhow::Result<Rate> {
+    let mut command = client(Path::new("redis-benchmark"), place)?;
     command.args(["-c", REDIS_CLIENTS, "-d", REDIS_BYTES, "-r", "100000", "-t", "set,get"]);
     command.args(["-n", &requests.to_string(), "--csv"]);
     let words = postgres::finish(command)?;

@@ -6,12 +6,14 @@
 
 mod disk;
 mod failover;
+mod guests;
 mod ledger;
-mod load;
+pub(crate) mod load;
 mod native;
 mod pgbench;
 mod postgres;
 mod relay;
+mod resync;
 mod tables;
 mod traffic;
 
@@ -21,6 +23,7 @@ use clap::{Args, ValueEnum};
 use guest::GuestKind;
 use serde::{Deserialize, Serialize};
 
+use self::load::Load;
 use super::figure::Section;
 use super::stage::Material;
 
@@ -35,6 +38,8 @@ pub(crate) enum Part {
     Failover,
     /// Streams and single requests on a disk, beside QEMU.
     Disk,
+    /// A guest's speed while a secondary is made, with all of its disk or with what changed.
+    Resync,
 }
 
 impl Part {
@@ -45,13 +50,14 @@ impl Part {
             Self::Net => "net",
             Self::Failover => "failover",
             Self::Disk => "disk",
+            Self::Resync => "resync",
         }
     }
 
     /// The guests that it boots, the one in the laboratory first.
     pub(crate) fn guests(self) -> &'static [GuestKind] {
         match self {
-            Self::Tables | Self::Net | Self::Failover => &[GuestKind::Services],
+            Self::Tables | Self::Net | Self::Failover | Self::Resync => &[GuestKind::Services],
             Self::Disk => &[GuestKind::Bench],
         }
     }
@@ -72,11 +78,14 @@ pub(crate) struct IoArgs {
     /// Failover: how often the live host fails.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     failovers: u32,
+    /// Tables: these loads only.
+    #[arg(long = "load", value_name = "LOAD", value_enum, value_delimiter = ',')]
+    loads: Vec<Load>,
 }
 
 impl Default for IoArgs {
     fn default() -> Self {
-        Self { parts: vec![], turns: 3, seconds: 10, failovers: 20 }
+        Self { parts: vec![], turns: 3, seconds: 10, failovers: 20, loads: vec![] }
     }
 }
 
@@ -84,14 +93,16 @@ impl IoArgs {
     /// The parts that are asked for, each with what it has to know.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = Options> {
         let Self { turns, seconds, failovers, .. } = *self;
+        let is_asked = |load: &Load| self.loads.is_empty() || self.loads.contains(load);
+        let loads: Vec<_> = Load::value_variants().iter().copied().filter(is_asked).collect();
         let is_wanted = |part: &Part| self.parts.is_empty() || self.parts.contains(part);
         let parts = Part::value_variants().iter().copied().filter(is_wanted);
-        parts.map(move |part| Options { part, turns, seconds, failovers })
+        parts.map(move |part| Options { part, turns, seconds, failovers, loads: loads.clone() })
     }
 }
 
 /// One part, and how it is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Options {
     /// What.
     pub(crate) part: Part,
@@ -101,6 +112,8 @@ pub(crate) struct Options {
     pub(crate) seconds: u32,
     /// How often the live host fails.
     pub(crate) failovers: u32,
+    /// The loads of the tables.
+    pub(crate) loads: Vec<Load>,
 }
 
 /// Measures one part.
@@ -110,6 +123,7 @@ pub(crate) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow:
         Part::Net => traffic::run(dir, material, options),
         Part::Failover => failover::run(dir, material, options),
         Part::Disk => disk::run(dir, material, options),
+        Part::Resync => resync::run(dir, material, options),
     }
 }
 
@@ -124,5 +138,9 @@ mod tests {
         let some = IoArgs { parts: vec![Part::Failover], failovers: 2, ..IoArgs::default() };
         assert_eq!(parts(&some), [Part::Failover]);
         assert_eq!(some.jobs().next().map(|job| job.failovers), Some(2));
+        let loads = |args: &IoArgs| args.jobs().next().map(|job| job.loads);
+        assert_eq!(loads(&some).as_deref(), Some(Load::value_variants()));
+        let some = IoArgs { loads: vec![Load::Redis], ..some };
+        assert_eq!(loads(&some), Some(vec![Load::Redis]));
     }
 }

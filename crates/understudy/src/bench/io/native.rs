@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::load::{Files, Place};
 use super::postgres::{self, Session};
+use super::tables::PRIMARY_CPU;
 use crate::bench::engine::workload;
 use crate::demo::lab::CLIENT;
 use crate::demo::net;
@@ -112,7 +113,7 @@ impl Native {
 /// A program in the idle host's network, on the CPU that a primary has.
 fn here(program: &str) -> Command {
     let mut command = net::command_in(HOST, "taskset");
-    command.args(["-c", super::tables::PRIMARY_CPU, program]);
+    command.args(["-c", PRIMARY_CPU, program]);
     command
 }
 
@@ -126,6 +127,10 @@ fn unprivileged(program: &Path) -> anyhow::Result<Command> {
 impl Place for Native {
     fn address(&self) -> IpAddr {
         ADDRESS
+    }
+
+    fn cpu(&self) -> &'static str {
+        PRIMARY_CPU
     }
 
     fn files(&self) -> Files {

@@ -149,10 +149,15 @@ pub(super) fn server() -> SocketAddr {
 
 /// Waits until the guest's server answers.
 pub(super) fn wait_ready(progress: &Progress) -> anyhow::Result<()> {
+    wait_ready_at(server(), progress)
+}
+
+/// The same of any server.
+pub(super) fn wait_ready_at(server: SocketAddr, progress: &Progress) -> anyhow::Result<()> {
     let step = Duration::from_millis(500);
     progress.wait_for("PostgreSQL in the machine", READY_MAX, step, |_| {
         let answer = net::inside(CLIENT, || {
-            Session::open(server(), Duration::from_secs(5))?.query("SELECT 1")
+            Session::open(server, Duration::from_secs(5))?.query("SELECT 1")
         })?;
         Ok(answer.is_ok().then_some(()))
     })

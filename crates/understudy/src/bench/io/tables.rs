@@ -3,8 +3,9 @@
 //! # Invariants
 //! - INV-LOADS-1: the ratio of protected to unprotected is of the same machine in the same run, and the ratio to native of
 //!   the same load on the same CPU, in the same run.
+//! - INV-LOADS-2: what is compared with a protected machine shares this computer with as much as that does; see
+//!   [`super::guests`].
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::Options;
-use super::load::{self, Files, Load, Place, Rate};
+use super::guests::{Guest, Neighbour};
+use super::load::{self, Load, Rate};
 use super::native::Native;
 use super::postgres;
-use crate::bench::console::Console;
 use crate::bench::engine::workload;
 use crate::bench::figure::{Figure, Section, Target, largest, listed, median};
 use crate::bench::speed::{cpu_seconds, pin};
@@ -25,8 +26,10 @@ use crate::bench::stage::{Material, Stage};
 use crate::demo::control::Control;
 use crate::demo::lab::VM;
 
-/// The CPU of the primary, of the clients and of what runs natively; the secondary has the other one.
+/// The CPU of the primary, of its clients and of what runs natively.
 pub(super) const PRIMARY_CPU: &str = "0";
+/// The CPU of the secondary, and of the machine that is there instead.
+pub(super) const SECONDARY_CPU: &str = "1";
 /// Memory of the machine.
 const MEMORY: &str = "1G";
 /// Slowest that a protected machine may be.
@@ -50,42 +53,27 @@ struct Measured {
     lags_ms: Vec<f64>,
 }
 
+/// How a load runs in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// Unprotected, with nothing else on this computer.
+    Alone,
+    /// Unprotected, with a second machine that does the same on the other CPU.
+    Beside,
+    /// With a secondary there.
+    Protected,
+}
+
 /// A load, and how it went in each manner.
 #[derive(Debug, Clone)]
 struct Row {
     load: Load,
     amount: Option<u32>,
     native_amount: Option<u32>,
-    unprotected: Measured,
+    alone: Measured,
+    beside: Measured,
     protected: Measured,
     native: Measured,
-}
-
-/// The guest as a place for loads.
-struct Guest {
-    console: Console,
-    commands: u32,
-}
-
-impl Place for Guest {
-    fn address(&self) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 77, 0, 10))
-    }
-
-    fn files(&self) -> Files {
-        let [kernels, work, object] = ["/bench/kernels", "/srv/work.c", "/tmp/work.o"];
-        Files { kernels: kernels.into(), work: work.into(), object: object.into() }
-    }
-
-    fn time(&mut self, command: &str, bound: Duration) -> anyhow::Result<Duration> {
-        self.commands += 1;
-        let name = format!("c{}", self.commands);
-        self.console.type_line(&format!("{name} {command}"))?;
-        self.console.wait_for(&format!("understudy: run {name}"), bound)?;
-        let begun = Instant::now();
-        self.console.wait_for(&format!("understudy: exit 0 {name}"), bound)?;
-        Ok(begun.elapsed())
-    }
 }
 
 /// Measures it; see the module documentation.
@@ -96,16 +84,18 @@ pub(super) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow:
     guest::write_with_files(&material.guest, &workload::files(dir)?, &initrd)?;
     material.guest.initrd = initrd;
     let stage = Stage::start_with(dir, &material, MEMORY, false)?;
-    let mut rows = Load::ALL.map(|load| {
-        let [unprotected, protected, native] = [(); 3].map(|()| Measured::default());
-        Row { load, amount: None, native_amount: None, unprotected, protected, native }
-    });
+    let row = |&load| {
+        let [alone, beside, protected, native] = [(); 4].map(|()| Measured::default());
+        Row { load, amount: None, native_amount: None, alone, beside, protected, native }
+    };
+    let mut rows: Vec<_> = options.loads.iter().map(row).collect();
     let result = measure(dir, &stage, options, &mut rows, &mut section);
     section.figures = rows.iter().flat_map(figures).collect();
     section.notes.extend(rows.iter().map(Row::line));
     section.notes.push(format!(
-        "taskset: the primary, the clients and what runs natively on CPU {PRIMARY_CPU}, the secondary on the other \
-         one, in all modes; {MEMORY} of memory, a mirrored disk; {} turns of {} s for each load",
+        "taskset: the primary, the clients and what runs natively on CPU {PRIMARY_CPU}; the secondary, or a second \
+         machine with its client, on CPU {SECONDARY_CPU}; {MEMORY} of memory, a mirrored disk; {} turns of {} s for each \
+         load",
         options.turns, options.seconds
     ));
     section.notes.push(format!(
@@ -135,14 +125,21 @@ fn measure(
         section.notes.extend(started.err().map(|error| format!("native: {error:#}")));
     }
     pin(stage)?;
-    let mut guest = Guest { console: stage.console("understudy: services ready")?, commands: 0 };
+    let mut guest = Guest::measured(stage)?;
+    let mut neighbour = Neighbour::start(stage)?;
     for row in rows.iter_mut() {
-        stage.progress.say(&format!("warming {} up", row.load.name()));
-        row.amount = Some(load::warm_up(row.load, &mut guest, options.seconds)?);
-        let amount = load::warm_up(row.load, &mut native, options.seconds);
+        let load = row.load;
+        stage.progress.say(&format!("warming {} up", load.name()));
+        row.amount = std::thread::scope(|scope| {
+            let other = scope.spawn(|| neighbour.warm_up(load, options.seconds));
+            let amount = load::warm_up(load, &mut guest, options.seconds)?;
+            other.join().map_err(|_| anyhow!("the neighbour's load stopped"))??;
+            anyhow::Ok(Some(amount))
+        })?;
+        let amount = load::warm_up(load, &mut native, options.seconds);
         match amount {
             Ok(amount) => row.native_amount = Some(amount),
-            Err(error) => section.notes.push(format!("native {}: {error:#}", row.load.name())),
+            Err(error) => section.notes.push(format!("native {}: {error:#}", load.name())),
         }
     }
     for turn in 1..=options.turns {
@@ -151,56 +148,88 @@ fn measure(
             let rate = load::run(row.load, &mut native, amount)?;
             row.native.note(rate);
         }
-        all_loads(stage, &mut guest, rows, false, turn)?;
-        stage.protect()?;
-        pin(stage)?;
-        std::thread::sleep(CALM);
-        let generation = stage.view()?.generation;
-        all_loads(stage, &mut guest, rows, true, turn)?;
-        anyhow::ensure!(
-            stage.view()?.generation == generation,
-            "the machine failed over in turn {turn}"
-        );
-        stage.unprotect()?;
-        std::thread::sleep(CALM);
+        let mut manners = [Manner::Alone, Manner::Beside, Manner::Protected];
+        if turn % 2 == 0 {
+            // What changes with time is in all of them, and no secondary is made twice.
+            manners.reverse();
+        }
+        for manner in manners {
+            change_to(stage, &mut guest, rows, manner)?;
+            let generation = stage.view()?.generation;
+            for row in rows.iter_mut() {
+                one_load(stage, &mut guest, &mut neighbour, row, manner, turn)?;
+            }
+            anyhow::ensure!(
+                stage.view()?.generation == generation,
+                "the machine failed over in turn {turn}"
+            );
+        }
     }
     Ok(())
 }
 
-/// One turn in one manner.
-fn all_loads(
+/// Has the machine protected or not. A new secondary does a little of each load first: what it translates once is not to
+/// be measured.
+fn change_to(stage: &Stage, guest: &mut Guest, rows: &[Row], manner: Manner) -> anyhow::Result<()> {
+    let is_protected = manner == Manner::Protected;
+    if is_protected == stage.is_protected()? {
+        return Ok(());
+    }
+    if is_protected {
+        stage.protect()?;
+        pin(stage)?;
+        for row in rows {
+            let amount = row.amount.context("it was warmed up")?;
+            load::run(row.load, guest, (amount / 2).max(1))?;
+        }
+    } else {
+        stage.unprotect()?;
+    }
+    std::thread::sleep(CALM);
+    Ok(())
+}
+
+/// One load in one turn and manner.
+fn one_load(
     stage: &Stage,
     guest: &mut Guest,
-    rows: &mut [Row],
-    is_protected: bool,
+    neighbour: &mut Neighbour,
+    row: &mut Row,
+    manner: Manner,
     turn: u32,
 ) -> anyhow::Result<()> {
-    for row in rows {
-        let amount = row.amount.context("it was warmed up")?;
-        let (live, process) = stage.live()?;
-        let sampler = Sampler::start(live)?;
-        let look = || anyhow::Ok((cpu_seconds(process)?, stage.view()?.icount));
-        let (cpu_before, steps_before) = look()?;
-        let rate = load::run(row.load, guest, amount)?;
-        let (cpu_after, steps_after) = look()?;
-        let cpu = cpu_after - cpu_before;
-        let samples = sampler.finish()?;
-        let measured = if is_protected { &mut row.protected } else { &mut row.unprotected };
-        measured.note(rate);
-        measured.by_cpu.push(rate.done / cpu.max(0.01));
-        let steps = steps_after.saturating_sub(steps_before) as f64;
-        measured.steps.push(steps / 1e6 / rate.done.max(1.0));
-        let log = samples.iter().map(|sample| sample.0).sum::<f64>() / samples.len().max(1) as f64;
-        measured.log_mbit.push(log * 8.0 / 1e6);
-        measured.lags_ms.push(largest(samples.iter().map(|sample| sample.1)).unwrap_or(0.0));
-        let manner = if is_protected { "protected" } else { "unprotected" };
-        stage.progress.say(&format!(
-            "turn {turn}, {manner}: {} {:.2} {}",
-            row.load.name(),
-            rate.done / rate.seconds,
-            row.load.unit()
-        ));
-    }
+    let load = row.load;
+    let amount = row.amount.context("it was warmed up")?;
+    let (live, process) = stage.live()?;
+    let sampler = Sampler::start(live)?;
+    let look = || anyhow::Ok((cpu_seconds(process)?, stage.view()?.icount));
+    let mut seen = None;
+    let mut work = || {
+        let before = look()?;
+        let rate = load::run(load, guest, amount)?;
+        seen = Some((before, look()?));
+        Ok(rate)
+    };
+    let (measured, rate, name) = match manner {
+        Manner::Alone => (&mut row.alone, work(), "unprotected"),
+        Manner::Beside => (&mut row.beside, neighbour.beside(load, work), "beside another one"),
+        Manner::Protected => (&mut row.protected, work(), "protected"),
+    };
+    let (rate, samples) = (rate?, sampler.finish()?);
+    let ((cpu_before, steps_before), (cpu_after, steps_after)) = seen.context("it has run")?;
+    measured.note(rate);
+    measured.by_cpu.push(rate.done / (cpu_after - cpu_before).max(0.01));
+    let steps = steps_after.saturating_sub(steps_before) as f64;
+    measured.steps.push(steps / 1e6 / rate.done.max(1.0));
+    let log = samples.iter().map(|sample| sample.0).sum::<f64>() / samples.len().max(1) as f64;
+    measured.log_mbit.push(log * 8.0 / 1e6);
+    measured.lags_ms.push(largest(samples.iter().map(|sample| sample.1)).unwrap_or(0.0));
+    let per_second = rate.done / rate.seconds;
+    stage.progress.say(&format!(
+        "turn {turn}, {name}: {} {per_second:.2} {}",
+        load.name(),
+        load.unit()
+    ));
     Ok(())
 }
 
@@ -214,58 +243,66 @@ impl Measured {
 impl Row {
     /// Single values, for those who want to know how far they are apart.
     fn line(&self) -> String {
-        let Self { load, unprotected, protected, native, .. } = self;
-        let rounded = |values: &[f64]| {
-            let digits = if values.iter().any(|value| *value < 100.0) { 100.0 } else { 1.0 };
-            listed(&values.iter().map(|v| (v * digits).round() / digits).collect::<Vec<_>>())
+        let Self { load, alone, beside, protected, native, .. } = self;
+        let rounded = |of: &Measured| {
+            let digits = if of.rates.iter().any(|value| *value < 100.0) { 100.0 } else { 1.0 };
+            listed(&of.rates.iter().map(|v| (v * digits).round() / digits).collect::<Vec<_>>())
         };
         format!(
-            "{}, {}: unprotected {}; protected {}, largest lag {} ms; native {}",
+            "{}, {}: unprotected {}; beside another machine {}; protected {}, largest lag {} ms; native {}",
             load.name(),
             load.unit(),
-            rounded(&unprotected.rates),
-            rounded(&protected.rates),
+            rounded(alone),
+            rounded(beside),
+            rounded(protected),
             largest(protected.lags_ms.iter().copied()).unwrap_or(0.0),
-            rounded(&native.rates)
+            rounded(native)
         )
     }
 }
 
 fn figures(row: &Row) -> Vec<Figure> {
-    let Row { load, unprotected, protected, native, .. } = row;
+    let Row { load, alone, beside, protected, native, .. } = row;
     let middle = |values: &[f64]| median(values.iter().copied());
     let ratio = |of: &[f64], to: &[f64]| Some(middle(of)? / middle(to)?);
     let name = |what: &str| format!("{} {what}", load.name());
     let mut figures = vec![
-        Figure::new(name("unprotected"), middle(&unprotected.rates), load.unit()),
+        Figure::new(name("unprotected"), middle(&alone.rates), load.unit()),
+        Figure::new(name("unprotected, another beside it"), middle(&beside.rates), load.unit()),
         Figure::new(name("protected"), middle(&protected.rates), load.unit()),
         Figure::new(
-            name("protected / unprotected"),
-            ratio(&protected.rates, &unprotected.rates),
+            name("protected / unprotected, another beside it"),
+            ratio(&protected.rates, &beside.rates),
             "",
         )
         .aim(Target::AtLeast(RATIO_MIN)),
         Figure::new(
-            name("the same per second of the primary's CPU time"),
-            ratio(&protected.by_cpu, &unprotected.by_cpu),
+            name("protected / unprotected, nothing beside it"),
+            ratio(&protected.rates, &alone.rates),
+            "",
+        ),
+        Figure::new(
+            name("per second of the primary's CPU time, another beside it"),
+            ratio(&protected.by_cpu, &beside.by_cpu),
             "",
         ),
         Figure::new(
             name("the guest's steps for each, protected / unprotected"),
-            ratio(&protected.steps, &unprotected.steps),
+            ratio(&protected.steps, &beside.steps),
             "",
         ),
         Figure::new(name("log"), middle(&protected.log_mbit), "Mbit/s"),
     ];
-    if !unprotected.latencies.is_empty() {
+    if !alone.latencies.is_empty() {
         figures.extend([
-            Figure::new(name("latency unprotected"), middle(&unprotected.latencies), "ms"),
+            Figure::new(name("latency unprotected"), middle(&alone.latencies), "ms"),
+            Figure::new(name("latency, another beside it"), middle(&beside.latencies), "ms"),
             Figure::new(name("latency protected"), middle(&protected.latencies), "ms"),
         ]);
     }
     figures.extend([
         Figure::new(name("native"), middle(&native.rates), load.unit()),
-        Figure::new(name("unprotected / native"), ratio(&unprotected.rates, &native.rates), ""),
+        Figure::new(name("unprotected / native"), ratio(&alone.rates, &native.rates), ""),
     ]);
     figures
 }
@@ -318,14 +355,20 @@ mod tests {
             load: Load::Postgres,
             amount: None,
             native_amount: None,
-            unprotected: measured(&[100.0, 101.0, 50.0]),
+            alone: measured(&[110.0, 120.0, 130.0]),
+            beside: measured(&[100.0, 101.0, 50.0]),
             protected: measured(&[96.0, 10.0, 200.0]),
             native: measured(&[]),
         };
+        const BESIDE: &str = "pgbench protected / unprotected, another beside it";
         let figures = figures(&row);
         let of = |what: &str| figures.iter().find(|f| f.what == what).map(|f| (f.measured, f.met));
-        assert_eq!(of("pgbench protected / unprotected"), Some((Some(0.96), Some(true))));
+        assert_eq!(of(BESIDE), Some((Some(0.96), Some(true))));
         assert_eq!(of("pgbench unprotected / native"), Some((None, None)));
-        assert!(row.line().contains("unprotected 100, 101, 50; protected"), "{}", row.line());
+        assert!(
+            row.line().contains("beside another machine 100, 101, 50; protected"),
+            "{}",
+            row.line()
+        );
     }
 }

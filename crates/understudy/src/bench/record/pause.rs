@@ -49,7 +49,7 @@ pub(super) fn run(
     section: &mut Section,
 ) -> anyhow::Result<()> {
     let (control, _daemon) = start(&dir.join("host"), guests, args)?;
-    let mut console = Console::attach(&control)?;
+    let mut console = Console::attach(&control, VM)?;
     console.wait_for("understudy: filled", FILLED_MAX)?;
     let progress = Progress::new();
     let [mut pauses, mut times, mut sizes] = [const { Vec::new() }; 3];
