@@ -9,13 +9,15 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Without a burst of its own, a limit allows what comes in this part of a second at once.
 const BURST_PARTS: u64 = 10;
 /// Longest wait that is told at once.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Limits of a disk; none: no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Reads, writes and discards in a second.
     pub iops: Option<u64>,

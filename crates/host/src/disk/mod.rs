@@ -155,6 +155,8 @@ pub struct DiskStatus {
     pub copy: Option<CopyProgress>,
     /// The same for snapshots.
     pub snapshot: Option<CopyProgress>,
+    /// In force for requests that have not started.
+    pub limits: Limits,
 }
 
 #[derive(Debug)]
@@ -221,8 +223,8 @@ impl DiskHandle {
         let (image, done): (_, Done) = (Arc::new(image), Arc::new(done));
         let (ring, bell) = ring(&image, options.aio, is_direct)?;
         let queue = Arc::new(Queue::new(REQUESTS_MAX, REQUEST_BYTES_MAX, bell));
-        let status = Arc::new(Status::default());
         let limits = options.limits;
+        let status = Arc::new(Status(Mutex::new(DiskStatus { limits, ..DiskStatus::default() })));
         let common = Arc::new(Common::new(Arc::clone(&image), is_direct, limits.is_any()));
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
         let mut pool = Pool::new(format!("disk{dev}-io"), image, Arc::clone(&queue));
@@ -268,6 +270,7 @@ impl DiskHandle {
 
     /// Changes the limits, for requests that have not started too.
     pub fn set_limits(&self, limits: Limits) {
+        self.status.lock().limits = limits;
         self.common.is_limited.store(limits.is_any(), Ordering::Relaxed);
         self.queue.note(Note::Limits(limits));
     }

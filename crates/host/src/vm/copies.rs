@@ -8,15 +8,17 @@
 //! - INV-DISKS-1: a checkpoint is at one position of the log, and so at one point in the order of each disk's requests, on
 //!   both hosts.
 //! - INV-DISKS-2: a host forgets an earlier checkpoint only when both have stated a later one, for all disks.
+//! - INV-DISKS-3: a secondary that goes live has heard of the limits that were set while its link was there.
 //!
 //! # Failure
 //! A note that is lost with its link, or an answer that does not come, leaves the checkpoint before in force; more is
-//! marked since, and the next one takes its place.
+//! marked since, and the next one takes its place. A note that does not decode, of a kind that is newer than this build for
+//! one, is passed over: every kind is to be such that the hosts do without.
 //!
 //! # Format
 //! [`Note`] in postcard; version: [`replica::PROTOCOL_VERSION`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use eventlog::LogPos;
 use replica::{Event, LinkId, Message, Role};
@@ -27,6 +29,7 @@ use super::failures::Failure;
 use super::shared::{Inner, Shared};
 use super::vcpu::{DiskPort, Mail, tracing};
 use crate::control::DiskCopy;
+use crate::disk::Limits;
 use crate::disk::copy::{CHUNK_BYTES, CopyPhase};
 use crate::disk::keeper::KeeperOrder;
 use crate::disk::record::CheckpointId;
@@ -47,6 +50,9 @@ pub(crate) enum Note {
     Stated { dev: u8, id: CheckpointId },
     /// Primary: its copy of the disk failed; the secondary is to take over.
     Failed { dev: u8, reason: String },
+    /// Primary: the limits that were set while the VM runs, of all disks that have such. An earlier build as secondary does
+    /// not know this note, and goes live with those of the definition.
+    Limits { set: BTreeMap<u8, Limits> },
 }
 
 /// A checkpoint that is not stated by both for all disks.
@@ -123,11 +129,19 @@ impl Shared {
                 tracing(self, &what);
                 inner.disk_problem = Some(what);
             }
+            Note::Limits { set } if inner.primary == Some(link) => inner.limits = set,
             Note::Checkpoint { .. }
+            | Note::Limits { .. }
             | Note::Settled { .. }
             | Note::Stated { .. }
             | Note::Failed { .. } => {}
         }
+    }
+
+    /// Tells the secondary which limits of disks were set.
+    pub(crate) fn tell_limits(inner: &mut Inner) {
+        let (follower, set) = (inner.follower, inner.limits.clone());
+        Self::send_note(inner, follower, &Note::Limits { set });
     }
 
     /// A checkpoint begins on the primary.

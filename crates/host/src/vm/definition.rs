@@ -143,7 +143,9 @@ impl Definition {
             self.keep_record(shared, env, &disk.handle, dev)?;
         }
         if locks.is_some() {
-            self.limit(&disks);
+            // Those that were set were for an earlier run.
+            shared.lock().limits.clear();
+            self.limit(shared, &disks);
         }
         let ports = Ports::open(self, shared, disks.clone(), locks.is_some())?;
         shared.lock().ports = Some(ports);
@@ -204,10 +206,12 @@ impl Definition {
         Ok(DiskPort { handle: Arc::new(handle), is_mirrored, is_kept, lock, reads })
     }
 
-    /// Limits the disks of a machine that is live.
-    pub(crate) fn limit(&self, disks: &Disks) {
-        for (disk, section) in disks.iter().zip(&self.config.disks) {
-            disk.handle.set_limits(section.limits());
+    /// Limits the disks of a machine that is live: as was set since it was started, or as defined.
+    pub(crate) fn limit(&self, shared: &Shared, disks: &Disks) {
+        let inner = shared.lock();
+        for ((dev, disk), section) in (0u8..).zip(disks).zip(&self.config.disks) {
+            let set = inner.limits.get(&dev).copied();
+            disk.handle.set_limits(set.unwrap_or_else(|| section.limits()));
         }
     }
 

@@ -1,15 +1,18 @@
 //! What people change about the disks of a machine that runs here.
 //!
 //! # Place
-//! Called on the daemon's connections' threads. The disk's thread changes the image, the vCPU thread tells the guest.
+//! Called on the daemon's connections' threads. The disk's thread changes the image, the vCPU thread tells the guest. Limits
+//! go to the secondary as a note (see [`super::copies`]).
 //!
 //! # Invariants
+//! - INV-LIMITED-1: limits that were set hold where the VM is live, until it is started anew.
 //! - INV-RESIZE-1: a replica's image has grown before its machine is told, and each does so at the same step.
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::Vm;
+use super::shared::{Inner, Shared};
 use super::vcpu::Mail;
 use crate::config::render_size;
 use crate::disk::{DiskHandle, Limits};
@@ -60,20 +63,38 @@ pub enum ChangeDiskError {
 
 impl Vm {
     fn disk_handle(&self, disk: u8) -> Result<Arc<DiskHandle>, ChangeDiskError> {
-        let inner = self.shared.lock();
+        self.disk_handle_locked(&self.shared.lock(), disk)
+    }
+
+    fn disk_handle_locked(
+        &self,
+        inner: &Inner,
+        disk: u8,
+    ) -> Result<Arc<DiskHandle>, ChangeDiskError> {
         let ports = inner.ports.as_ref();
         let port = ports.and_then(|ports| ports.disks.get(usize::from(disk)));
         let none = || ChangeDiskError::NoDisk { vm: self.name().to_owned(), disk };
         port.map(|port| Arc::clone(&port.handle)).ok_or_else(none)
     }
 
-    /// Limits a disk, until it is limited otherwise or the machine is no longer here.
+    /// Limits a disk, until it is limited otherwise or the VM is started anew. The secondary hears of it, and every one after it.
     ///
     /// # Errors
     /// [`ChangeDiskError::NoDisk`].
     pub fn limit_disk(&self, disk: u8, limits: Limits) -> Result<(), ChangeDiskError> {
-        self.disk_handle(disk)?.set_limits(limits);
+        // Under one lock, so that a machine that goes live meanwhile or changes its image has these.
+        let mut inner = self.shared.lock();
+        self.disk_handle_locked(&inner, disk)?.set_limits(limits);
+        inner.limits.insert(disk, limits);
+        Shared::tell_limits(&mut inner);
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn limits_in_force(&self) -> Vec<Limits> {
+        let inner = self.shared.lock();
+        let disks = inner.ports.iter().flat_map(|ports| &ports.disks);
+        disks.map(|disk| disk.handle.status().limits).collect()
     }
 
     /// Makes a disk bigger, here and on the secondary, and tells the guest.

@@ -548,7 +548,7 @@ impl Secondary {
             }
         }
         let Self { machine, disks, definition, clock, completions, settled, .. } = *self;
-        definition.limit(&disks);
+        definition.limit(shared, &disks);
         let mut primary = Primary::new(machine, disks, Encoder::new(at, clock), &definition);
         primary.answer_outstanding(completions, settled);
         primary

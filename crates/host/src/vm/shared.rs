@@ -41,6 +41,7 @@ use super::ports::{CONSOLES, Ports};
 use super::vcpu::{Mail, tracing};
 use crate::channel;
 use crate::console::ConsoleHub;
+use crate::disk::Limits;
 use crate::divergence::report::Digests;
 
 /// Packets, bytes and requests that wait on a secondary for the news that they left; more than this and it is not
@@ -125,6 +126,8 @@ pub(crate) struct Inner {
     /// Which copy of a disk failed, and whose serves.
     pub(crate) disk_problem: Option<String>,
     pub(crate) failures: BTreeMap<u8, Failure>,
+    /// Limits of disks that were set since the VM was started, here or where it was live before.
+    pub(crate) limits: BTreeMap<u8, Limits>,
     /// A snapshot that came before it was asked for, by session.
     early: Option<(u64, Box<Loaded>)>,
     protect_running: BTreeMap<u64, (String, Arc<AtomicBool>)>,
@@ -296,6 +299,7 @@ impl Shared {
                 off: None,
                 disk_problem: None,
                 failures: BTreeMap::new(),
+                limits: BTreeMap::new(),
                 early: None,
                 protect_running: BTreeMap::new(),
                 start_outcome: None,
@@ -486,6 +490,8 @@ impl Shared {
         inner.follower = Some(link);
         self.has_follower.store(true, Ordering::Relaxed);
         self.feed_locked(&mut inner, Event::ProtectStarted { attempt, link, at });
+        // After the greeting, by which the new secondary knows whose notes it takes.
+        Self::tell_limits(&mut inner);
     }
 
     /// The link is gone.
@@ -620,6 +626,7 @@ impl Shared {
                 inner.is_handed_over = false;
                 inner.primary = Some(link);
                 (inner.off, inner.disk_problem) = (None, None);
+                inner.limits.clear();
                 let session = inner.links.get(&link).map(|e| e.session);
                 match inner.early.take() {
                     Some((s, loaded)) if Some(s) == session => self.follow(inner, link, loaded),

@@ -303,15 +303,16 @@ impl Vcpu {
             Role::Secondary(s) => s.disks_mut().clone(),
             Role::Idle | Role::Waiting(_) => return Err(gone()),
         };
-        if let Role::Primary(_) = &self.role {
-            moved.limit(&disks);
-        }
         {
             let mut inner = self.shared.lock();
             inner.definition = Some(moved.clone());
             if let Some(ports) = &mut inner.ports {
-                ports.set_disks(disks);
+                ports.set_disks(disks.clone());
             }
+        }
+        if let Role::Primary(_) = &self.role {
+            // What is set from here on is set for the new image.
+            moved.limit(&self.shared, &disks);
         }
         drop(old);
         self.definition = Some(moved);

@@ -18,7 +18,7 @@ pub(crate) struct DiskArgs {
 
 #[derive(Debug, Subcommand)]
 enum DiskCommand {
-    /// Limit what a disk does in a second, until the VM is started anew or runs elsewhere; without limits, lift them.
+    /// Limit what a disk does in a second, until the VM is started anew, wherever it runs; without limits, lift them.
     Limit {
         #[command(flatten)]
         disk: DiskName,

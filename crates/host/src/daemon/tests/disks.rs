@@ -41,18 +41,51 @@ fn a_disk_grows_on_both_hosts_and_who_takes_over_knows() {
     assert!(lab.reports("b").is_empty());
 }
 
+fn limit(lab: &Lab, host: usize, disk: u8, iops: Option<u64>) -> Response {
+    let (vm, iops_burst, bytes_per_second, bytes_burst) = (NAME.to_owned(), None, None, None);
+    let request = Request::LimitDisk { vm, disk, iops, iops_burst, bytes_per_second, bytes_burst };
+    change(lab, host, request)
+}
+
+/// Requests in a second that each disk of a host may start.
+fn limits_in_force(lab: &Lab, host: usize) -> Vec<Option<u64>> {
+    lab.hosts[host].vm().limits_in_force().iter().map(|limits| limits.iops).collect()
+}
+
+#[test]
+fn limits_that_were_set_hold_wherever_the_vm_runs_until_it_is_started_anew() {
+    let lab = lab(&["a", "b", "c"], &["one secret for all"]);
+    let defined = |path, iops| {
+        std::fs::write(lab.dir.path().join(path), vec![0; 1 << 20]).unwrap();
+        format!("[[disk]]\npath = \"{path}\"\nmode = \"shared\"\niops = {iops}\n")
+    };
+    let disks = [("0.img", 100), ("1.img", 101), ("2.img", 102)].map(|(p, n)| defined(p, n));
+    assert_eq!(lab.start(0, &COUNTER, &disks.concat()), Response::Done);
+    // One before there is a secondary, perhaps, and one when there is.
+    assert_eq!(limit(&lab, 0, 0, Some(70)), Response::Done);
+    lab.wait("protected", |l| l.is_protected(0));
+    assert_eq!(limit(&lab, 0, 1, Some(5)), Response::Done);
+    assert_eq!(limit(&lab, 0, 1, None), Response::Done);
+    assert_eq!(limits_in_force(&lab, 0), [Some(70), None, Some(102)]);
+    let (mut live, mut others) = (0, vec![1, 2]);
+    while !others.is_empty() {
+        lab.wait("protected", |l| l.is_protected(live));
+        let next =
+            others.iter().position(|&i| lab.status(i).is_some_and(|s| s.role == Role::Secondary));
+        let next = others.remove(next.unwrap());
+        assert_eq!(limits_in_force(&lab, next), [None; 3], "the follower's own");
+        lab.hosts[live].die();
+        live = next;
+        lab.wait("live", |l| l.is_live(live));
+        lab.wait("limited", |l| limits_in_force(l, live) == [Some(70), None, Some(102)]);
+    }
+}
+
 #[test]
 fn limits_are_for_disks_that_are_there() {
     let lab = lab(&["a"], &["one secret for all"]);
     std::fs::write(lab.dir.path().join("shared.img"), vec![0; 1 << 20]).unwrap();
     assert_eq!(lab.start(0, &COUNTER, DISK), Response::Done);
-    let limit = |disk| {
-        let (vm, iops) = (NAME.to_owned(), Some(10));
-        let (iops_burst, bytes_per_second, bytes_burst) = (None, None, None);
-        let request =
-            Request::LimitDisk { vm, disk, iops, iops_burst, bytes_per_second, bytes_burst };
-        change(&lab, 0, request)
-    };
-    assert_eq!(limit(0), Response::Done);
-    assert_eq!(code(&limit(1)), Some(ErrorCode::NotFound));
+    assert_eq!(limit(&lab, 0, 0, Some(10)), Response::Done);
+    assert_eq!(code(&limit(&lab, 0, 1, Some(10))), Some(ErrorCode::NotFound));
 }
