@@ -243,9 +243,12 @@ impl Vcpu {
             (Mail::DiskDone { done, .. }, Role::Waiting(w)) => {
                 w.secondary.disk_done(&self.shared, done);
             }
-            (mail @ (Mail::Snapshot { .. } | Mail::AbandonSnapshot { .. }), Role::Waiting(w)) => {
-                w.kept.push(mail);
-            }
+            (
+                mail @ (Mail::Snapshot { .. }
+                | Mail::AbandonSnapshot { .. }
+                | Mail::DiskGrown { .. }),
+                Role::Waiting(w),
+            ) => w.kept.push(mail),
             (Mail::PowerOff, Role::Waiting(_)) => {
                 self.give_up("stopped before it ran here".to_owned())
             }
