@@ -407,7 +407,7 @@ mod tests {
             names,
             [
                 &["delay", "idle", "speed", "protect", "engine", "record"],
-                &["tables", "net", "failover", "disk"][..],
+                &["tables", "net", "failover", "disk", "resync"][..],
                 &kinds[..]
             ]
             .concat()
