@@ -2,7 +2,7 @@
 //! left.
 //!
 //! # Invariants
-//! - INV-RESYNC-1: the load comes in pieces; one counts for a copy when the machine was not yet protected at its end, or when
+//! - INV-MEANWHILE-1: the load comes in pieces; one counts for a copy when the machine was not yet protected at its end, or when
 //!   there is no other.
 
 use std::path::Path;
