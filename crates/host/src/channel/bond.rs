@@ -9,6 +9,7 @@
 //!   arrives as long as one path does.
 //! - INV-BOND-2: a frame is handed out once, in the order of its number, whatever path it came on.
 //! - INV-BOND-3: at most [`UNACKNOWLEDGED_BYTES_MAX`] are kept to be sent again; beyond that a link is full.
+//! - INV-BOND-4: the end of a path is that of its own two halves, never of those that came in its place.
 //!
 //! # Failure
 //! A path that breaks, or on which nothing comes for the patience while something waits for an answer, is left for the
@@ -291,17 +292,16 @@ impl Bond {
 
     fn resend(&self, state: &mut State) {
         let State { paths, kept, active, wire_bytes, .. } = state;
-        let Some(path) = &mut paths[*active] else { return };
+        let slot = *active;
+        let Some(path) = &mut paths[slot] else { return };
         let acknowledged = self.acknowledge();
         let now = Instant::now();
         for kept in kept {
             match path.send(&kept.item(acknowledged)) {
                 Ok(bytes) => *wire_bytes += bytes as u64,
                 Err(e) => {
-                    // What is missing now cannot be made up for on this path.
-                    path.abort();
-                    state.ended = Some(e.to_string());
-                    return;
+                    // What is missing now cannot be made up for on this path. The other one, if there is one, is tried next.
+                    return self.lose(state, slot, &e.to_string());
                 }
             }
             kept.sent = now;
@@ -309,9 +309,12 @@ impl Bond {
     }
 
     /// The receiver found the end of a path; whether the link goes on.
-    pub(super) fn path_ended(&self, slot: usize, reason: &str) -> bool {
+    pub(super) fn path_ended(&self, path: &PathReceiver, reason: &str) -> bool {
         let mut state = lock(&self.state);
-        self.lose(&mut state, slot, reason);
+        // Another path may be in its place already, whose receiving half is still under way here.
+        if state.paths[path.slot].as_ref().is_some_and(|sender| sender.is_of(path)) {
+            self.lose(&mut state, path.slot, reason);
+        }
         state.ended.is_none()
     }
 

@@ -276,12 +276,8 @@ impl Receiver {
             if self.bond.is_bonded {
                 let reason =
                     found.err().map_or_else(|| "it was closed".to_owned(), |e| e.to_string());
-                let slot = self.paths.remove(at).slot;
-                // Another one may have come for it meanwhile.
-                self.welcome();
-                if !self.paths.iter().any(|path| path.slot == slot)
-                    && !self.bond.path_ended(slot, &reason)
-                {
+                let path = self.paths.remove(at);
+                if !self.bond.path_ended(&path, &reason) {
                     self.end = Some(false);
                     return Ok(true);
                 }

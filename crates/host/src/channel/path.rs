@@ -126,8 +126,15 @@ impl PathSender {
         Ok(len)
     }
 
+    /// Bytes that wait for room in the socket; none when nothing can be sent any more.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.shared.lock().len()
+        let waiting = self.shared.lock();
+        if waiting.failed.is_some() { 0 } else { waiting.len() }
+    }
+
+    /// Whether that is the other half of this path.
+    pub(super) fn is_of(&self, receiver: &PathReceiver) -> bool {
+        Arc::ptr_eq(&self.shared.stream, &receiver.stream)
     }
 
     pub(super) fn abort(&self) {
