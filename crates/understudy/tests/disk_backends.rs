@@ -103,6 +103,16 @@ fn qemu_img(args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {words}");
 }
 
+/// The other host writes what is left of the log to its copy; one that dies before that is behind, and would be healed.
+fn wait_equal(images: &[String; 2]) {
+    let compare = ["compare", "-U", "-f", "qcow2", "-F", "qcow2", &images[0], &images[1]];
+    let deadline = Instant::now() + LIMIT;
+    while !Command::new("qemu-img").args(compare).output().unwrap().status.success() {
+        assert!(Instant::now() < deadline, "the copies differ");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 fn run(work: &Path) {
     let files = guest(GuestKind::Minimal);
     let mut hosts = hosts_off(work, ["jit", "jit"]);
@@ -165,18 +175,12 @@ fn run(work: &Path) {
     for host in &hosts {
         host.wait("off", |s| s["role"] == "stopped");
     }
-    // The other host writes what is left of the log to its copy; one that dies before that is behind, and would be healed.
-    let compare = ["compare", "-f", "qcow2", "-F", "qcow2", &images[0], &images[1]];
-    let deadline = Instant::now() + LIMIT;
-    while !Command::new("qemu-img").args(compare).arg("-U").output().unwrap().status.success() {
-        assert!(Instant::now() < deadline, "the copies differ");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_equal(&images);
     hosts.iter_mut().for_each(Host::die);
     for image in &images {
         qemu_img(&["check", "-f", "qcow2", image]);
     }
-    qemu_img(&compare);
+    qemu_img(&["compare", "-f", "qcow2", "-F", "qcow2", &images[0], &images[1]]);
 }
 
 #[test]
