@@ -379,10 +379,18 @@ impl Image {
             return fail(&format!("{size} bytes make no disk: it has a multiple of 512"));
         }
         let resized = match &self.backend {
-            Backend::Raw(_) | Backend::Nbd(_) if self.is_device() => {
-                return fail(&"it is resized where it is made, not where it is used");
+            Backend::Nbd(_) => {
+                let size = self.size();
+                return fail(&format!(
+                    "it is an NBD export, which its server resizes; it has {size} bytes"
+                ));
             }
-            Backend::Nbd(_) => return fail(&"it is an export"),
+            Backend::Raw(_) if self.is_device() => {
+                let size = self.size();
+                return fail(&format!(
+                    "it is a block device, which is resized where it was made; it has {size} bytes"
+                ));
+            }
             Backend::Raw(raw) => raw.file.set_len(size).and_then(|()| raw.file.sync_all()),
             Backend::Qcow2(qcow2) => qcow2.resize(size),
         };

@@ -440,6 +440,49 @@ fn image_is_resized_and_used_by_several_threads_at_once() {
     assert!(reader.resize(4 << 20).unwrap_err().contains("read-only"));
 }
 
+/// A loop device of a file; it ends with the test.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn of(file: &Path) -> Option<Self> {
+        let output = Self::losetup(&["--find", "--show", file.to_str()?])?;
+        Some(Self(output.trim().to_owned()))
+    }
+
+    fn losetup(args: &[&str]) -> Option<String> {
+        let output = std::process::Command::new("/usr/sbin/losetup").args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        drop(Self::losetup(&["--detach", &self.0]));
+    }
+}
+
+#[test]
+fn a_block_device_that_has_grown_is_used_up_to_its_new_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let Some(device) = LoopDevice::of(&path) else {
+        return eprintln!("no loop devices (package mount, root) here: nothing was tested");
+    };
+    let (disk, done) = start_with(Path::new(&device.0), DiskOptions::default());
+    let said = disk.grow(2 << 20).unwrap_err();
+    assert!(said.contains("resized where it was made; it has 1048576 bytes"), "{said}");
+    file.set_len(2 << 20).unwrap();
+    LoopDevice::losetup(&["--set-capacity", &device.0]).unwrap();
+    assert_eq!(disk.grow(2 << 20), Ok(2 << 20));
+    disk.submit(1, BlkOp::Write { offset: (2 << 20) - 512, data: vec![7; 512] });
+    disk.submit(2, BlkOp::Flush);
+    assert!((0..2).all(|_| done.recv().unwrap().status == BlkStatus::Ok));
+    drop(disk);
+    assert_eq!(std::fs::read(&path).unwrap()[(2 << 20) - 512..], [7; 512]);
+}
+
 /// The ways in which requests can be carried out.
 fn ways() -> Vec<(&'static str, DiskOptions)> {
     let slow = Fault::new(|op| {

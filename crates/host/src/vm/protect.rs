@@ -125,7 +125,7 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
         version: replica::PROTOCOL_VERSION,
         text: definition.text.clone(),
         file: definition.file.clone(),
-        disk_sizes: definition.disk_sizes()?,
+        disk_sizes: disk_sizes(shared)?,
         generation,
     };
     bulk::send_piece(&mut bulk.sender, &begin)?;
@@ -162,6 +162,13 @@ fn protect(shared: &Arc<Shared>, env: &Env, job: &ProtectJob) -> Result<(), Stri
         shared.link_closed(link);
         theirs.unwrap_or(reason)
     })
+}
+
+/// Sizes of the disks as they are open: what a guest has written to an image that nobody said the format of does not matter.
+fn disk_sizes(shared: &Shared) -> Result<Vec<u64>, String> {
+    let inner = shared.lock();
+    let ports = inner.ports.as_ref().ok_or("the machine is gone")?;
+    Ok(ports.disks.iter().map(|disk| disk.handle.size()).collect())
 }
 
 /// Why the new secondary took no more, if it said so.

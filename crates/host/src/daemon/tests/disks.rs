@@ -89,3 +89,17 @@ fn limits_are_for_disks_that_are_there() {
     assert_eq!(limit(&lab, 0, 0, Some(10)), Response::Done);
     assert_eq!(code(&limit(&lab, 0, 1, Some(10))), Some(ErrorCode::NotFound));
 }
+
+#[test]
+fn what_a_guest_writes_to_its_disk_keeps_it_from_no_protection() {
+    let lab = lab(&["a", "b"], &["one secret for all"]);
+    let image = lab.dir.path().join("shared.img");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let more = format!("{DISK}[protection]\nenabled = false\n");
+    assert_eq!(lab.start(0, &COUNTER, &more), Response::Done);
+    let file = std::fs::File::options().write(true).open(&image).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"QFI\xfb\0\0\0\x03", 0).unwrap();
+    let request = Request::Protect { vm: NAME.to_owned(), host: None };
+    assert_eq!(change(&lab, 0, request), Response::Done);
+    lab.wait("protected", |l| l.is_protected(0));
+}

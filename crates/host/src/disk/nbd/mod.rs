@@ -333,12 +333,15 @@ impl NbdImage {
         None
     }
 
-    /// Looks at the export's size again.
+    /// Looks at the export's size again, which can have grown, while no request is under way. A server keeps to the size that
+    /// a connection began with, so a new one takes the place of the old.
     pub(super) fn refresh_size(&self) -> Result<u64, String> {
-        let opened = Connection::open(&self.url, self.patience);
-        let connection = opened.map_err(|e| crate::one_line::one_line(&e))?;
+        let mut slot = self.slot();
+        let connection = self.reconnect(Instant::now() + self.patience)?;
         let size = connection.export.size;
-        connection.close();
+        if let Some(old) = slot.replace(connection) {
+            old.close();
+        }
         self.size.store(size, Ordering::Release);
         Ok(size)
     }

@@ -261,6 +261,33 @@ fn a_server_that_is_gone_for_longer_than_the_patience_is_an_error() {
     drop(server);
 }
 
+/// What a server says of a size is true for connections that begin after that.
+#[test]
+fn an_export_that_has_grown_is_used_up_to_its_new_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, path) = (dir.path().join("s"), dir.path().join("disk"));
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let server = Server::nbdkit(&socket, &["file", path.to_str().unwrap()]);
+    let image = server.open(OpenMode::Shared).unwrap();
+    image.write(0, &[1; 4096]).unwrap();
+    let said = image.resize(2 << 20).unwrap_err();
+    assert!(said.contains("which its server resizes; it has 1048576 bytes"), "{said}");
+    assert_eq!(image.refresh_size(), Ok(1 << 20));
+    file.set_len(2 << 20).unwrap();
+    assert_eq!(image.refresh_size(), Ok(2 << 20));
+    image.write((2 << 20) - 4096, &[2; 4096]).unwrap();
+    image.zero(1 << 20, 4096).unwrap();
+    image.flush().unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes[..4096] == [1; 4096] && bytes[(2 << 20) - 4096..] == [2; 4096]);
+    // One that is smaller is not the same.
+    file.set_len(1 << 20).unwrap();
+    let said = image.refresh_size().unwrap_err();
+    assert!(said.contains("has 1048576 bytes now"), "{said}");
+    assert_eq!(image.size(), 2 << 20);
+}
+
 /// A server that sends anything, and one that says nothing, cost an error.
 #[test]
 fn nonsense_costs_an_error() {
