@@ -146,8 +146,16 @@ impl Redis {
 
     /// Looks how many writes a server has, all of them being there; those that follow are counted from there.
     pub(crate) fn count(&mut self) -> usize {
-        let answer = self.ask("LLEN log\r\n");
-        let count = answer.trim_start_matches(':').trim().parse().expect("Redis counts");
+        // A server that has begun answers so while it still reads its file.
+        let answer = loop {
+            let answer = self.ask("LLEN log\r\n");
+            if !answer.starts_with("-LOADING") {
+                break answer;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let number = answer.trim_start_matches(':').trim();
+        let count = number.parse().unwrap_or_else(|_| panic!("Redis counts: {answer}"));
         for at in 0..count {
             let length = self.ask(&format!("LINDEX log {at}\r\n"));
             let mut value = String::new();
