@@ -11,7 +11,7 @@ use std::mem::offset_of;
 
 use crate::asm::{Alu, Asm, Cond, Mem, Reg, Size, Sse, Xm};
 use crate::layout::{BASE, BUDGET, FETCH_TABLE, FETCH_TAG, Layout, MAPPED, MAPPED_F};
-use crate::tables::{FETCH_ENTRIES, Tables};
+use crate::tables::{FETCH_ENTRIES, FETCH_SHIFT, Tables};
 
 use Reg::{R12, R13, R14, R15, Rax, Rbp, Rbx, Rcx, Rdi, Rdx, Rsi, Rsp};
 use Size::{D, Q};
@@ -103,8 +103,9 @@ pub(crate) fn jump_to_rax(a: &mut Asm, layout: &Layout, untranslated: u64) {
 
 /// Goes to the page whose address is in RDX and looks it up: flags say whether it was found, in the entry that RCX selects.
 fn look_up_page(a: &mut Asm, layout: &Layout) {
-    a.rorx(D, Rcx, Rdx, 8);
-    a.alu_imm(Alu::And, D, Rcx, ((FETCH_ENTRIES - 1) << 4) as i32);
+    a.rorx(D, Rcx, Rdx, 12 - FETCH_SHIFT);
+    a.alu_load(Alu::Xor, D, Rcx, layout.table(offset_of!(Tables, fetch_salt)));
+    a.alu_imm(Alu::And, D, Rcx, ((FETCH_ENTRIES - 1) << FETCH_SHIFT) as i32);
     a.store(Q, layout.table(offset_of!(Tables, page_va)), Rdx);
     a.alu_load(Alu::Or, Q, Rdx, layout.table(offset_of!(Tables, fetch_id)));
     a.alu_load(Alu::Cmp, Q, Rdx, layout.fetch(Rcx, FETCH_TAG));

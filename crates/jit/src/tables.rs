@@ -5,15 +5,18 @@
 //!   bound to; generated code is entered with that RAM alone.
 //! - INV-TABLES-2: tags hold a page number and, in the low 12 bits, the id of the context that the entry is for.
 //! - INV-TABLES-3: an address for which [`Tables::may_stop`] says no has no breakpoint.
+//! - INV-TABLES-4: an entry for an address is at the one place that the address and its address space have, which all contexts
+//!   of that space share.
 
 use std::fmt;
 
 /// log2 of the page size.
 const PAGE_SHIFT: u32 = 12;
-/// Entries of the TLB for data.
-pub const DATA_ENTRIES: usize = 1024;
+/// Entries of the TLB for data: what several processes use between two turns of each. Dropping permissions to write looks at
+/// all of them, and a hart has them within itself, on the stack while it is made.
+pub const DATA_ENTRIES: usize = 4096;
 /// Entries of the TLB for fetches.
-pub const FETCH_ENTRIES: usize = 1024;
+pub const FETCH_ENTRIES: usize = 4096;
 /// A tag that no address has.
 pub const NO_TAG: u64 = u64::MAX;
 /// Address of no reservation.
@@ -41,6 +44,11 @@ pub(crate) struct FetchEntry {
     pub(crate) table: u64,
 }
 
+/// log2 of the size of a [`DataEntry`].
+pub(crate) const DATA_SHIFT: u8 = size_of::<DataEntry>().trailing_zeros() as u8;
+/// log2 of the size of a [`FetchEntry`].
+pub(crate) const FETCH_SHIFT: u8 = size_of::<FetchEntry>().trailing_zeros() as u8;
+
 const NO_DATA: DataEntry = DataEntry { read: NO_TAG, write: NO_TAG, add: 0, unused: 0 };
 const NO_FETCH: FetchEntry = FetchEntry { tag: NO_TAG, table: 0 };
 
@@ -50,6 +58,10 @@ pub struct Tables {
     /// Virtual address of the page that generated code is on.
     pub(crate) page_va: u64,
     data_id: u64,
+    /// What the place of an entry for data depends on beside the address, as an offset in bytes.
+    pub(crate) data_salt: u32,
+    /// The same for fetches.
+    pub(crate) fetch_salt: u32,
     pub(crate) fetch_id: u64,
     pub(crate) budget: i64,
     pub(crate) exit_pc: u64,
@@ -129,6 +141,8 @@ impl Tables {
         Self {
             page_va: 0,
             data_id: 0,
+            data_salt: 0,
+            fetch_salt: 0,
             fetch_id: 0,
             budget: 0,
             exit_pc: 0,
@@ -174,9 +188,12 @@ impl Tables {
         (self.ram_base, self.ram_len) == (ram.as_ptr() as u64, ram.len() as u64)
     }
 
-    /// Chooses the contexts, each below [`IDS`], of data accesses and fetches.
+    /// Chooses the contexts, each below [`IDS`], of data accesses and fetches, and the number of their address space.
     #[inline]
-    pub fn set_ids(&mut self, data: u64, fetch: u64) {
+    pub fn set_ids(&mut self, data: u64, fetch: u64, space: u64) {
+        let salt = Self::salt(space);
+        self.data_salt = salt << DATA_SHIFT & ((DATA_ENTRIES - 1) << DATA_SHIFT) as u32;
+        self.fetch_salt = salt << FETCH_SHIFT & ((FETCH_ENTRIES - 1) << FETCH_SHIFT) as u32;
         self.data_id = data;
         self.fetch_id = fetch;
     }
@@ -230,21 +247,38 @@ impl Tables {
         self.data_id
     }
 
+    /// Scatters address spaces over the tables: processes use the same addresses, and the kernel's are in each of them. In one
+    /// place for all, PostgreSQL's processes put out each other's entries at each switch.
     #[inline(always)]
-    fn data_index(va: u64) -> usize {
-        (va >> PAGE_SHIFT) as usize & (DATA_ENTRIES - 1)
+    fn salt(space: u64) -> u32 {
+        (space as u32).wrapping_mul(0x9e37_79b1) >> 16
     }
 
     #[inline(always)]
-    fn fetch_index(va: u64) -> usize {
-        (va >> PAGE_SHIFT) as usize & (FETCH_ENTRIES - 1)
+    fn data_place(va: u64, salt: u32) -> usize {
+        ((va >> PAGE_SHIFT) as u32 ^ salt) as usize & (DATA_ENTRIES - 1)
+    }
+
+    #[inline(always)]
+    fn fetch_place(va: u64, salt: u32) -> usize {
+        ((va >> PAGE_SHIFT) as u32 ^ salt) as usize & (FETCH_ENTRIES - 1)
+    }
+
+    #[inline(always)]
+    fn data_index(&self, va: u64) -> usize {
+        Self::data_place(va, self.data_salt >> DATA_SHIFT)
+    }
+
+    #[inline(always)]
+    fn fetch_index(&self, va: u64) -> usize {
+        Self::fetch_place(va, self.fetch_salt >> FETCH_SHIFT)
     }
 
     /// Offset into RAM for a load of `len` bytes, when its translation is here and it stays in one page.
     #[inline(always)]
     #[must_use]
     pub fn read_offset(&self, va: u64, len: u64) -> Option<usize> {
-        let e = &self.data[Self::data_index(va)];
+        let e = &self.data[self.data_index(va)];
         (e.read == va.wrapping_add(len - 1) & !0xfff | self.data_id)
             .then(|| va.wrapping_add(e.add).wrapping_sub(self.ram_base) as usize)
     }
@@ -253,7 +287,7 @@ impl Tables {
     #[inline(always)]
     #[must_use]
     pub fn write_offset(&self, va: u64, len: u64) -> Option<usize> {
-        let e = &self.data[Self::data_index(va)];
+        let e = &self.data[self.data_index(va)];
         (e.write == va.wrapping_add(len - 1) & !0xfff | self.data_id)
             .then(|| va.wrapping_add(e.add).wrapping_sub(self.ram_base) as usize)
     }
@@ -266,7 +300,8 @@ impl Tables {
         assert!(offset & 0xfff == 0 && offset + 4096 <= self.ram_len, "the page is RAM");
         let page = va & !0xfff;
         let tag = page | self.data_id;
-        let e = &mut self.data[Self::data_index(va)];
+        let index = self.data_index(va);
+        let e = &mut self.data[index];
         let add = self.ram_base.wrapping_add(offset).wrapping_sub(page);
         let same = e.add == add;
         e.add = add;
@@ -277,13 +312,14 @@ impl Tables {
     /// Notes the table of entry points of the page of `va`.
     pub(crate) fn insert_fetch(&mut self, va: u64, table: u64, page: u32) {
         let tag = va & !0xfff | self.fetch_id;
-        self.fetch[Self::fetch_index(va)] = FetchEntry { tag, table };
-        self.fetch_pages[Self::fetch_index(va)] = page;
+        let index = self.fetch_index(va);
+        self.fetch[index] = FetchEntry { tag, table };
+        self.fetch_pages[index] = page;
     }
 
     /// The page of RAM that `va` is on, when it has a table of entry points.
     pub(crate) fn find_fetch(&self, va: u64) -> Option<u32> {
-        let index = Self::fetch_index(va);
+        let index = self.fetch_index(va);
         let tag = self.fetch[index].tag;
         (tag == va & !0xfff | self.fetch_id).then_some(self.fetch_pages[index])
     }
@@ -299,14 +335,15 @@ impl Tables {
         self.fetch.fill(NO_FETCH);
     }
 
-    /// Drops what is known of the page of `va`, in whatever context.
-    pub fn drop_page(&mut self, va: u64) {
-        let e = &mut self.data[Self::data_index(va)];
+    /// Drops what is known of the page of `va` in the contexts of an address space.
+    pub fn drop_page(&mut self, va: u64, space: u64) {
+        let salt = Self::salt(space);
+        let e = &mut self.data[Self::data_place(va, salt)];
         // The id in a tag is less than a page; no page has the number of `NO_TAG`'s.
         if e.read & !0xfff == va & !0xfff || e.write & !0xfff == va & !0xfff {
             *e = NO_DATA;
         }
-        let e = &mut self.fetch[Self::fetch_index(va)];
+        let e = &mut self.fetch[Self::fetch_place(va, salt)];
         if e.tag & !0xfff == va & !0xfff {
             *e = NO_FETCH;
         }
@@ -368,7 +405,7 @@ mod tests {
         let mut ram = vec![0u8; 4 * 4096];
         let mut t = Tables::new();
         t.bind(&mut ram, 0x8000_0000);
-        t.set_ids(7, 7);
+        t.set_ids(7, 7, 1);
         t.insert(0x5000, 0x1000, true, false);
         assert_eq!(t.read_offset(0x5ff8, 8), Some(0x1ff8));
         assert_eq!(t.read_offset(0x5ff9, 8), None);
@@ -376,12 +413,37 @@ mod tests {
         t.insert(0x5000, 0x1000, false, true);
         assert_eq!(t.read_offset(0x5000, 1), Some(0x1000), "a page that is read stays readable");
         assert_eq!(t.write_offset(0x5000, 1), Some(0x1000));
-        t.set_ids(8, 8);
+        t.set_ids(8, 8, 1);
         assert_eq!(t.read_offset(0x5000, 1), None);
-        t.set_ids(7, 7);
+        t.set_ids(7, 7, 1);
+        t.drop_page(0x5000, 2);
+        assert_eq!(t.write_offset(0x5000, 1), Some(0x1000), "it is another address space's page");
         t.drop_writes_to(0x1000);
         assert_eq!(t.write_offset(0x5000, 1), None);
         assert_eq!(t.read_offset(0x5000, 1), Some(0x1000));
+        t.drop_page(0x5fff, 1);
+        assert_eq!(t.read_offset(0x5000, 1), None);
+    }
+
+    #[test]
+    fn address_spaces_keep_the_same_addresses_side_by_side() {
+        let mut ram = vec![0u8; 16 * 4096];
+        let mut t = Tables::new();
+        t.bind(&mut ram, 0x8000_0000);
+        let spaces = 0..16;
+        for space in spaces.clone() {
+            t.set_ids(1 + 3 * space, 1 + 3 * space, space);
+            t.insert(0x7000, space << PAGE_SHIFT, true, false);
+            t.insert_fetch(0x7000, 0, space as u32);
+        }
+        let kept = spaces.filter(|&space| {
+            t.set_ids(1 + 3 * space, 1 + 3 * space, space);
+            let (read, fetch) = (t.read_offset(0x7000, 8), t.find_fetch(0x7000));
+            assert!(read.is_none_or(|at| at == (space as usize) << PAGE_SHIFT));
+            assert!(fetch.is_none_or(|page| u64::from(page) == space));
+            read.is_some() && fetch.is_some()
+        });
+        assert_eq!(kept.count(), 16);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::layout::{ADD, BUDGET, Layout, READ, WRITE, mapped};
 use crate::pack::pack;
 use crate::stops::Stops;
 use crate::stubs::{self, Stubs};
-use crate::tables::{DATA_ENTRIES, STOP_PAGES, Tables};
+use crate::tables::{DATA_ENTRIES, DATA_SHIFT, STOP_PAGES, Tables};
 
 use Reg::{Rax, Rcx, Rdx};
 use Size::{D, Q};
@@ -562,14 +562,15 @@ impl<'a> Emit<'a> {
 
     /// The same for the address in some register but RCX and RDX.
     fn translate_at(&mut self, at: Reg, len: i32, write: bool) -> Fixup {
-        // The page number's low bits, times the size of an entry.
-        self.a.rorx(D, Rcx, at, 7);
+        // The page number's low bits, scattered, times the size of an entry.
+        self.a.rorx(D, Rcx, at, 12 - DATA_SHIFT);
         if len > 1 {
             self.a.lea(Rdx, Mem::new(at, len - 1));
         } else {
             self.a.mov(Q, Rdx, at);
         }
-        self.a.alu_imm(Alu::And, D, Rcx, ((DATA_ENTRIES - 1) << 5) as i32);
+        self.a.alu_load(Alu::Xor, D, Rcx, self.table(offset_of!(Tables, data_salt)));
+        self.a.alu_imm(Alu::And, D, Rcx, ((DATA_ENTRIES - 1) << DATA_SHIFT) as i32);
         self.a.alu_imm(Alu::And, Q, Rdx, -PAGE);
         self.a.alu_load(Alu::Or, Q, Rdx, self.table(Tables::DATA_ID));
         let field = if write { WRITE } else { READ };

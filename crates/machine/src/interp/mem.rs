@@ -18,7 +18,7 @@ use super::run::Core;
 /// Entries of the second-level TLB.
 const SECOND: usize = 1 << 14;
 /// Entries of the TLB for fetches by the interpreter.
-const CODE: usize = 1024;
+const CODE: usize = 1 << 14;
 /// Contexts of one address space: U, S without SUM, S with SUM. M-mode has context 0, the others follow.
 const KINDS: u64 = 3;
 /// Address spaces told apart at once.
@@ -128,8 +128,8 @@ impl Tlb {
 
     /// Drops the translation of one page in one address space.
     fn drop_page(&mut self, hart: &mut Hart, change: PteChange) {
-        hart.tables.drop_page(change.va);
         let Some(&(_, serial)) = self.spaces.iter().find(|s| s.0 == change.satp) else { return };
+        hart.tables.drop_page(change.va, serial);
         for id in 1 + serial * KINDS..1 + (serial + 1) * KINDS {
             let second = &mut self.second[second_index(change.va, id)];
             if second.tag == change.va | id {
@@ -145,10 +145,11 @@ impl Tlb {
     /// Chooses the context for the hart's present privilege and address space.
     #[inline]
     pub(super) fn set_context(&mut self, hart: &mut Hart) {
-        let first = match self.spaces.first() {
-            Some(&(satp, serial)) if satp == hart.csr.satp => 1 + serial * KINDS,
-            _ => 1 + self.space(hart) * KINDS,
+        let space = match self.spaces.first() {
+            Some(&(satp, serial)) if satp == hart.csr.satp => serial,
+            _ => self.space(hart),
         };
+        let first = 1 + space * KINDS;
         let data = match hart.data_mode() {
             Mode::User => first,
             Mode::Supervisor => first + 1 + u64::from(hart.csr.mstatus & mstatus::SUM != 0),
@@ -159,7 +160,7 @@ impl Tlb {
             Mode::Supervisor => first + 1,
             Mode::Machine => 0,
         };
-        hart.tables.set_ids(data, fetch);
+        hart.tables.set_ids(data, fetch, space);
         let plain =
             hart.mode == Mode::Supervisor && hart.csr.mstatus & (mstatus::MPRV | mstatus::TVM) == 0;
         hart.tables.set_supervisor(plain, first + 1);
