@@ -17,7 +17,7 @@ use super::run::Core;
 
 /// Entries of the second-level TLB.
 const SECOND: usize = 1 << 14;
-/// Entries of the TLB for fetches by the interpreter.
+/// Entries of the TLB for fetches: the interpreter's, and the second level behind that of generated code.
 const CODE: usize = 1 << 14;
 /// Contexts of one address space: U, S without SUM, S with SUM. M-mode has context 0, the others follow.
 const KINDS: u64 = 3;
