@@ -69,7 +69,7 @@ pub struct Config {
     pub catch_up_bytes_max: u64,
     /// Lag below which a new secondary is in sync.
     pub lag_admit_us: u64,
-    /// Lag from which on the primary is slowed.
+    /// Lag at which the primary loses a third of the time that it loses at most; from half of it on it loses any.
     pub lag_soft_us: u64,
     /// Lag at which the primary waits.
     pub lag_hard_us: u64,

@@ -21,7 +21,8 @@ use crate::peer::Peer;
 use crate::protection::{Admission, Protection, Switch};
 use crate::status::{self, LossReason, NotProtected, Role, Status};
 
-const THROTTLE_STEP_PERMILLE: u32 = 10;
+/// How much more of its time the primary may lose with each heartbeat, so that the guest is slowed gently.
+const THROTTLE_STEP_PERMILLE: u32 = 20;
 const THROTTLE_MAX_PERMILLE: u32 = 900;
 
 /// A batch of outputs that waits.
@@ -599,7 +600,7 @@ impl Live {
         }
     }
 
-    /// Keeps the lag and the held outputs bounded: a little slower with every heartbeat, waiting at the hard limits.
+    /// Keeps the lag and the held outputs bounded: slower the larger the lag is, waiting at the hard limits.
     fn slow_down(&mut self, cx: &mut Cx<'_>) {
         if matches!(self.protection, Protection::Switching { .. } | Protection::Stopping { .. }) {
             return;
@@ -631,13 +632,49 @@ impl Live {
         }
         self.next_throttle = cx.now.after(cfg.heartbeat_us);
         let before = self.throttle_permille;
-        if lag_us > cfg.lag_soft_us && !gains {
-            self.throttle_permille = (before + THROTTLE_STEP_PERMILLE).min(THROTTLE_MAX_PERMILLE);
-        } else if lag_us <= cfg.lag_soft_us / 2 {
-            self.throttle_permille = before.saturating_sub(THROTTLE_STEP_PERMILLE);
-        }
+        let wanted = if gains { 0 } else { throttle_permille(lag_us, cfg.lag_soft_us) };
+        self.throttle_permille = wanted.min(before + THROTTLE_STEP_PERMILLE);
         if self.throttle_permille != before {
             cx.out.push(Command::Throttle { permille: self.throttle_permille });
+        }
+    }
+}
+
+/// How much of its time a primary loses whose secondary is so far behind: none up to half of the soft limit, a third of the
+/// most at the limit. In proportion to the lag, which grows with the difference of their speeds: both settle where the
+/// secondary just keeps up, and neither waits for the other.
+fn throttle_permille(lag_us: u64, soft_us: u64) -> u32 {
+    let from = soft_us / 2;
+    let most = u64::from(THROTTLE_MAX_PERMILLE);
+    let permille = lag_us.saturating_sub(from).saturating_mul(most)
+        / soft_us.saturating_mul(3).div_ceil(2).max(1);
+    permille.min(most) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn primary_and_slower_secondary_settle_without_either_waiting() {
+        const SOFT_US: u64 = 300_000;
+        const TURN_US: u64 = 20_000;
+        for speed_permille in [950, 800, 500, 200] {
+            let (mut lag_us, mut throttle) = (0, 0);
+            let mut lags = Vec::new();
+            for _ in 0..1_000 {
+                let produced = TURN_US * u64::from(1_000 - throttle) / 1_000;
+                lag_us = (lag_us + produced).saturating_sub(TURN_US * speed_permille / 1_000);
+                throttle =
+                    throttle_permille(lag_us, SOFT_US).min(throttle + THROTTLE_STEP_PERMILLE);
+                lags.push(lag_us);
+            }
+            let late = &lags[500..];
+            let (least, largest) = (late.iter().min().unwrap(), late.iter().max().unwrap());
+            assert!(*least > SOFT_US / 2, "{speed_permille}: the secondary would wait, {least}");
+            assert!(*largest < 2 * SOFT_US, "{speed_permille}: {largest}");
+            assert!(largest - least < 10_000, "{speed_permille}: {least} to {largest}");
+            assert!(lags.iter().all(|lag| *lag < 3 * SOFT_US), "{speed_permille}");
         }
     }
 }

@@ -53,6 +53,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(30);
 /// A checkpoint that no flush of the guest has made durable for this long gets its own.
 pub(super) const FLUSH_AFTER: Duration = Duration::from_secs(3);
+/// Time that a slowed guest stands still at once, so that it and its secondary are not woken for less.
+const THROTTLE_PIECE: Duration = Duration::from_millis(2);
 /// Largest request for entropy that is answered, in bytes.
 const ENTROPY_MAX: u32 = 65_536;
 
@@ -93,6 +95,8 @@ pub(crate) struct Primary {
     last_mark: u64,
     /// Longest next slice in microseconds: until log that waits for more is due.
     slice_us: f64,
+    /// How long the guest is still to stand still, so that the secondary keeps up.
+    owed: Duration,
     last_digest: (Instant, u64),
     digest_interval: Duration,
     /// How long the last digest took.
@@ -118,6 +122,7 @@ impl Primary {
         Self {
             last_mark: machine.icount(),
             slice_us: SLICE_US,
+            owed: Duration::ZERO,
             last_digest: (Instant::now(), machine.icount()),
             offloads: vec![Offloads::default(); machine.config().nets.len()],
             machine,
@@ -495,6 +500,9 @@ impl Primary {
             self.rest(shared);
             return;
         }
+        if self.stands_still(shared) {
+            return;
+        }
         self.deliver(shared);
         let start = Instant::now();
         self.checkpoint_if_due(shared, start);
@@ -571,6 +579,7 @@ impl Primary {
 
     /// Waits for the next timer, or for mail.
     fn wait_idle(&mut self, shared: &Shared) {
+        self.owed = Duration::ZERO;
         shared.flush_log();
         let now = Instant::now();
         let mut until = now + WAIT_MAX;
@@ -586,13 +595,24 @@ impl Primary {
     }
 
     /// Takes away as much time as the core asks, so that the secondary keeps up.
-    fn slow_down(&self, shared: &Shared, took: Duration) {
+    fn slow_down(&mut self, shared: &Shared, took: Duration) {
         let permille = shared.mailbox.throttle();
-        if permille > 0 {
-            shared.flush_log();
-            let wait = took.mul_f64(f64::from(permille) / f64::from(1000 - permille));
-            shared.mailbox.wait(Some(Instant::now() + wait));
+        self.owed += took.mul_f64(f64::from(permille) / f64::from(1000 - permille));
+    }
+
+    /// Stands still for what is owed, or until there is mail: says whether there is still some of it.
+    fn stands_still(&mut self, shared: &Shared) -> bool {
+        if shared.mailbox.throttle() == 0 {
+            self.owed = Duration::ZERO;
         }
+        if self.owed < THROTTLE_PIECE {
+            return false;
+        }
+        shared.flush_log_due_in(self.owed);
+        let start = Instant::now();
+        shared.mailbox.wait(Some(start + self.owed));
+        self.owed = self.owed.saturating_sub(start.elapsed());
+        self.owed >= THROTTLE_PIECE
     }
 
     fn take_digest(&mut self, shared: &Shared) {
