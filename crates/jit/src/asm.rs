@@ -180,25 +180,39 @@ impl From<Xm> for Rm {
 /// Where a relative displacement is to be filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub(crate) struct Fixup(usize);
-
-impl Fixup {
-    /// Offset of the four bytes from the start of the code.
-    pub(crate) fn offset(self) -> usize {
-        self.0
-    }
+pub(crate) struct Fixup {
+    /// Offset of the four bytes from the start of their part.
+    at: usize,
+    is_apart: bool,
 }
 
-/// Code under construction, to be placed at `base`.
+/// Code under construction, to be placed at `base`; what is made after [`Asm::go_apart`] has a place of its own.
 #[derive(Debug)]
 pub(crate) struct Asm {
     pub(crate) code: Vec<u8>,
     base: u64,
+    /// The first part, once the other one has begun.
+    first: Option<(Vec<u8>, u64)>,
 }
 
 impl Asm {
     pub(crate) fn new(base: u64) -> Self {
-        Self { code: Vec::with_capacity(2048), base }
+        Self { code: Vec::with_capacity(2048), base, first: None }
+    }
+
+    /// What follows is to be placed at `base`, apart from what was made.
+    pub(crate) fn go_apart(&mut self, base: u64) {
+        assert!(self.first.is_none(), "code has two parts at most");
+        let first = std::mem::replace(&mut self.code, Vec::with_capacity(2048));
+        self.first = Some((first, std::mem::replace(&mut self.base, base)));
+    }
+
+    /// Both parts of the code, the one that comes first and what is apart from it.
+    pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<u8>) {
+        match self.first {
+            Some((first, _)) => (first, self.code),
+            None => (self.code, Vec::new()),
+        }
     }
 
     /// Address of the next byte.
@@ -206,9 +220,13 @@ impl Asm {
         self.base + self.code.len() as u64
     }
 
-    /// Address of an offset.
-    pub(crate) fn address(&self, offset: usize) -> u64 {
-        self.base + offset as u64
+    /// Address of what is to be filled in.
+    pub(crate) fn address(&self, fixup: Fixup) -> u64 {
+        let base = match &self.first {
+            Some((_, base)) if !fixup.is_apart => *base,
+            Some(_) | None => self.base,
+        };
+        base + fixup.at as u64
     }
 
     pub(crate) fn byte(&mut self, b: u8) {
@@ -543,14 +561,18 @@ impl Asm {
     fn fixup(&mut self) -> Fixup {
         let at = self.code.len();
         self.dword(0);
-        Fixup(at)
+        Fixup { at, is_apart: self.first.is_some() }
     }
 
     /// Makes a jump go to an address.
     pub(crate) fn fix_to(&mut self, fixup: Fixup, target: u64) {
-        let rel = target.wrapping_sub(self.address(fixup.0 + 4)) as i64;
+        let rel = target.wrapping_sub(self.address(fixup) + 4) as i64;
         let rel = i32::try_from(rel).expect("code lies within 2 GiB");
-        self.code[fixup.0..fixup.0 + 4].copy_from_slice(&rel.to_le_bytes());
+        let code = match &mut self.first {
+            Some((first, _)) if !fixup.is_apart => first,
+            Some(_) | None => &mut self.code,
+        };
+        code[fixup.at..fixup.at + 4].copy_from_slice(&rel.to_le_bytes());
     }
 
     /// Makes a jump go here.

@@ -1,8 +1,9 @@
 //! The code cache: which pages have code, where it is, and what makes room.
 //!
 //! # Invariants
-//! - INV-CACHE-1: code is written into chunks of the arena in turn; before a chunk is written anew, every page that has
-//!   code in it is dropped whole, and the generation raised.
+//! - INV-CACHE-1: code is written into chunks of the arena in turn, what is often run into the first half of a chunk and the
+//!   rest into the second; before a chunk is written anew, every page that has code in it is dropped whole, and the
+//!   generation raised.
 //! - INV-CACHE-2: a page's table holds the address of an entry point or of the stub for missing ones.
 //! - INV-CACHE-3: a page's code asks at each of `stops`, and nowhere else, whether to stop.
 //! - INV-CACHE-4: tables take no more memory than the code may: a page more than that drops everything.
@@ -24,8 +25,8 @@ const HALFWORDS: usize = 2048;
 const CHUNKS_MAX: usize = 32;
 /// Bytes for the stubs.
 const STUBS: usize = 4096;
-/// More than the code of one translation takes.
-const CODE_MAX: usize = 64 << 10;
+/// More than either part of the code of one translation takes.
+const PART_MAX: usize = 32 << 10;
 /// Generations of no two translators are the same, so that tables filled for one are not taken for another's.
 static FIRST_GENERATION: AtomicU64 = AtomicU64::new(1);
 /// Counters of executions.
@@ -62,8 +63,10 @@ pub struct Jit {
     chunks: usize,
     /// The one that is written.
     chunk: usize,
-    /// Offset in the arena of the next code.
+    /// Offset in the arena of the next code that is often run.
     next: usize,
+    /// The same of that which is not.
+    next_cold: usize,
     /// Whether the arena has been full once.
     wrapped: bool,
     heat: Box<[u8; HEATS]>,
@@ -85,13 +88,13 @@ impl Jit {
     pub fn new(state: &State<'_>, ram_pages: u32, code_bytes: usize) -> Option<Self> {
         let features = Features::detect()?;
         let layout = Layout::of(state)?;
-        let chunks = (code_bytes / (2 * CODE_MAX)).clamp(2, CHUNKS_MAX);
-        let chunk = (code_bytes / chunks).clamp(2 * CODE_MAX, 16 << 20).next_multiple_of(4096);
+        let chunks = (code_bytes / (4 * PART_MAX)).clamp(2, CHUNKS_MAX);
+        let chunk = (code_bytes / chunks).clamp(4 * PART_MAX, 16 << 20).next_multiple_of(4096);
         let mut arena = Arena::new(STUBS + chunk * chunks)?;
         let (stubs, code) = Stubs::generate(arena.base(), &layout);
         assert!(code.len() <= STUBS, "the stubs fit their place");
         arena.write(0, &code);
-        Some(Self {
+        let mut jit = Self {
             arena,
             layout,
             stubs,
@@ -102,13 +105,16 @@ impl Jit {
             pages_max: (code_bytes / (HALFWORDS * 4)).max(16),
             chunks,
             chunk: 0,
-            next: STUBS,
+            next: 0,
+            next_cold: 0,
             wrapped: false,
             heat: Box::new([0; HEATS]),
             generation: FIRST_GENERATION.fetch_add(1 << 32, Ordering::Relaxed),
             blocks: 0,
             evictions: 0,
-        })
+        };
+        jit.begin_chunk(0);
+        Some(jit)
     }
 
     /// Has code that is made from now on count each block's steps twice, to no effect but time.
@@ -123,6 +129,13 @@ impl Jit {
 
     fn chunk_size(&self) -> usize {
         (self.arena.len() - STUBS) / self.chunks
+    }
+
+    fn begin_chunk(&mut self, chunk: usize) {
+        let size = self.chunk_size();
+        self.chunk = chunk;
+        self.next = STUBS + chunk * size;
+        self.next_cold = self.next + size / 2;
     }
 
     /// Drops from a hart's tables what is stale.
@@ -198,16 +211,19 @@ impl Jit {
         if let Some(stops) = stops {
             self.require_stops(page, stops);
         }
-        let base = self.arena.base() + self.next as u64;
+        let base = self.arena.base();
+        let bases = (base + self.next as u64, base + self.next_cold as u64);
         let code = self.pages[slot].as_ref().expect("the slot was just made");
         let entry = |offset| self.entry_in(code, offset);
         let page = Page { bytes, entry: &entry, stops: &code.stops };
-        let mut emit = Emit::new(base, &self.layout, &self.stubs, self.features, page);
+        let mut emit = Emit::new(bases, &self.layout, &self.stubs, self.features, page);
         emit.translate(offset);
-        let (end, entries, host) = (emit.end.min(4096), emit.entries, emit.a.code);
-        assert!(host.len() <= CODE_MAX, "one translation is bounded");
-        self.arena.write(self.next, &host);
-        self.next += host.len().next_multiple_of(16);
+        let (end, entries, (hot, cold)) = (emit.end.min(4096), emit.entries, emit.a.into_parts());
+        assert!(hot.len().max(cold.len()) <= PART_MAX, "one translation is bounded");
+        self.arena.write(self.next, &hot);
+        self.arena.write(self.next_cold, &cold);
+        self.next += hot.len().next_multiple_of(16);
+        self.next_cold += cold.len();
         self.blocks += entries.len() as u64;
         let code = self.pages[slot].as_mut().expect("the slot was just made");
         code.chunks |= 1 << self.chunk;
@@ -247,15 +263,13 @@ impl Jit {
     /// Returns whether pages were dropped.
     fn make_room(&mut self) -> bool {
         let size = self.chunk_size();
-        if self.next + CODE_MAX <= STUBS + (self.chunk + 1) * size {
+        let end = STUBS + (self.chunk + 1) * size;
+        if self.next + PART_MAX <= end - size / 2 && self.next_cold + PART_MAX <= end {
             return false;
         }
-        self.chunk += 1;
-        if self.chunk == self.chunks {
-            self.chunk = 0;
-            self.wrapped = true;
-        }
-        self.next = STUBS + self.chunk * size;
+        let next = self.chunk + 1;
+        self.wrapped |= next == self.chunks;
+        self.begin_chunk(next % self.chunks);
         if !self.wrapped {
             return false;
         }
@@ -331,7 +345,8 @@ impl Jit {
         }
         self.heat.fill(0);
         self.generation += 1;
-        (self.chunk, self.next, self.wrapped) = (0, STUBS, false);
+        self.begin_chunk(0);
+        self.wrapped = false;
     }
 
     /// Makes the jump at `site` go to `target` from now on.
@@ -345,7 +360,12 @@ impl Jit {
     /// What is in memory and was done.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let used = if self.wrapped { self.arena.len() } else { self.next };
+        let size = self.chunk_size();
+        let cold = STUBS + self.chunk * size + size / 2;
+        let used = match self.wrapped {
+            true => self.arena.len(),
+            false => self.next + (self.next_cold - cold),
+        };
         let pages = self.pages.iter().flatten().count() * (HALFWORDS * 4 + size_of::<PageCode>());
         Stats {
             code_bytes: used as u64,
@@ -386,7 +406,7 @@ mod tests {
             }
         }
         let mut jit = jit(4, 4 << 20);
-        let mut longest = 0;
+        let mut longest = [0; 2];
         for of_op in words.values() {
             let page: Vec<u8> = (0..1024)
                 .map(|i| if i % 64 == 63 { BRANCH } else { of_op[i % of_op.len()] })
@@ -394,10 +414,11 @@ mod tests {
                 .collect();
             jit.clear();
             jit.translate(0, &page, 0, None);
-            longest = longest.max(jit.next - STUBS);
+            let cold = STUBS + jit.chunk_size() / 2;
+            longest = [longest[0].max(jit.next - STUBS), longest[1].max(jit.next_cold - cold)];
         }
         assert!(words.len() > 150, "{} instructions", words.len());
-        assert!(longest <= CODE_MAX / 2, "{longest} bytes");
+        assert!(longest.iter().all(|part| *part <= PART_MAX / 2), "{longest:?} bytes");
     }
 
     #[test]

@@ -582,3 +582,26 @@ fn fused_multiplication() {
     }
     c.check();
 }
+
+#[test]
+fn jumps_go_to_the_other_part_and_back() {
+    let (base, apart) = (0x4000_0000, 0x4010_0000);
+    let mut a = Asm::new(base);
+    let out = a.jcc(Cond::E);
+    let resume = a.here();
+    a.ret();
+    a.go_apart(apart);
+    a.fix(out);
+    let within = a.jmp();
+    a.fix(within);
+    assert_eq!((a.address(out), a.address(within)), (base + 2, apart + 1));
+    a.jmp_to(resume);
+    let (first, second) = a.into_parts();
+    let target = |code: &[u8], at: u64, base: u64| {
+        let four = code[at as usize..].first_chunk().unwrap();
+        (base + at + 4).wrapping_add(i64::from(i32::from_le_bytes(*four)) as u64)
+    };
+    assert_eq!(target(&first, 2, base), apart);
+    assert_eq!(target(&second, 1, apart), apart + 5);
+    assert_eq!(target(&second, 6, apart), resume);
+}

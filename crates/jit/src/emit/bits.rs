@@ -410,7 +410,7 @@ mod tests {
             let stops = Stops::default();
             let page = Page { bytes: &[], entry: &entry, stops: &stops };
             let stubs = Stubs::default();
-            let mut emit = Emit::new(0, &layout, &stubs, features, page);
+            let mut emit = Emit::new((0, 1 << 16), &layout, &stubs, features, page);
             for number in Op::LrW as u8..=Op::Sha512sig1 as u8 {
                 let op = Op::from_number(number);
                 let insn = Insn { op, rd: 10, rs1: 5, rs2: 11, rs3: 0, imm: 1, rm: 0, len: 4 };

@@ -39,7 +39,8 @@ const CODE_ENOUGH: usize = 8 << 10;
 /// Blocks translated in one go at most: what a branch falls through to follows it.
 const BLOCKS_MAX: usize = 4;
 
-/// Code that is rarely run, put behind the block.
+/// Code that is rarely run, put apart from what is: half of all code, which would take half of each line and page that the
+/// processor's caches and TLBs have for the rest.
 #[derive(Debug)]
 enum Cold {
     /// The instruction is left to the runtime; then on at `resume`, with RCX as it was if the code there wants it.
@@ -100,6 +101,8 @@ pub(crate) struct Page<'a> {
 /// The translator.
 pub(crate) struct Emit<'a> {
     pub(super) a: Asm,
+    /// Where the cold code goes.
+    cold_base: u64,
     pub(super) layout: &'a Layout,
     stubs: &'a Stubs,
     features: Features,
@@ -122,7 +125,7 @@ pub(crate) struct Emit<'a> {
 
 impl<'a> Emit<'a> {
     pub(crate) fn new(
-        base: u64,
+        (base, cold_base): (u64, u64),
         layout: &'a Layout,
         stubs: &'a Stubs,
         features: Features,
@@ -130,6 +133,7 @@ impl<'a> Emit<'a> {
     ) -> Self {
         Self {
             a: Asm::new(base),
+            cold_base,
             layout,
             stubs,
             features,
@@ -391,6 +395,7 @@ impl<'a> Emit<'a> {
     }
 
     fn cold_code(&mut self) {
+        self.a.go_apart(self.cold_base);
         let mut queue = VecDeque::from(std::mem::take(&mut self.cold));
         while let Some(cold) = queue.pop_front() {
             match cold {
@@ -445,7 +450,7 @@ impl<'a> Emit<'a> {
                         None => {
                             self.a.fix(from);
                             self.a.mov_imm(Rax, u64::from(offset));
-                            self.a.mov_imm(Rcx, self.a.address(from.offset()));
+                            self.a.mov_imm(Rcx, self.a.address(from));
                             self.a.jmp_to(self.stubs.link);
                         }
                     }
