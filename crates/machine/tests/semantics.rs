@@ -237,6 +237,51 @@ fn a_wait_ends_the_reservation() {
     }
 }
 
+/// Pairs that an engine may take for one instruction: on one page and to another, with an odd target, at the ends of what can
+/// be said, with the first half's result kept and not, and with none for the second.
+#[test]
+fn what_is_made_relative_to_the_pc_is_the_same_in_every_engine() {
+    let auipc = |rd: u32, page: i32| (page as u32) << 12 | rd << 7 | 0x17;
+    let second =
+        |op: u32, rd: u32, rs1: u32, imm: i32| (imm as u32) << 20 | rs1 << 15 | rd << 7 | op;
+    const ADDI: u32 = 0x13;
+    const JALR: u32 = 0x67;
+    let back = |rd, rs1, imm| [NOP, auipc(5, 0), second(JALR, rd, rs1, imm), NOP];
+    let there = |page, rd, imm| [auipc(5, page), second(JALR, rd, 5, imm), NOP, NOP];
+    let address = |page, rd, imm| [auipc(5, page), second(ADDI, rd, 5, imm), 0xff9f_f06f, NOP]; // j .-8
+    let programs = [
+        back(5, 5, -4),
+        back(6, 5, -3),
+        back(0, 5, -3),
+        there(2, 5, 0),
+        there(2, 6, 1),
+        there(2, 1, 3),
+        there(-0x8_0000, 5, -2048),
+        there(0x7_ffff, 1, 2047),
+        address(0x7_ffff, 5, 2047),
+        address(-0x8_0000, 6, -2048),
+        address(1, 5, -1),
+        address(0, 0, 7),
+    ];
+    for words in programs {
+        let seen = [EngineKind::Interpreter, EngineKind::Jit].map(|kind| {
+            let mut m = machine(&words);
+            m.set_engine(EngineConfig { hot_after: 0, ..EngineConfig::new(kind) });
+            // ret through x7, and a step of its own at an odd half.
+            let ret = 0x0003_8067_0003_8067u64.to_le_bytes();
+            m.ram_mut().write(RAM_BASE + 0x2000, &ret).unwrap();
+            m.harts_mut()[0].x[7] = RAM_BASE;
+            let mut seen = Vec::new();
+            for steps in [1, 2, 3, 50, 1, 1, 1, 1, 1000] {
+                let hart = run(&mut m, steps);
+                seen.push((hart.pc, hart.x[..32].to_vec(), hart.csr.mcause, hart.csr.mepc));
+            }
+            seen
+        });
+        assert_eq!(seen[0], seen[1], "{words:x?}");
+    }
+}
+
 /// What an engine forgets to make room must not take with it that others know of the page.
 #[test]
 fn code_is_followed_when_more_pages_have_run_than_the_interpreter_keeps() {

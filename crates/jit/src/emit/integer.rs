@@ -28,7 +28,10 @@ impl Emit<'_> {
                 }
             }
             op if insn.rd == 0 && is_plain(op) => {}
-            Op::Addi => self.addi(insn),
+            Op::Addi => match self.known_address {
+                Some(address) => self.put_address(insn.rd, address),
+                None => self.addi(insn),
+            },
             Op::Slti => self.set_imm(insn, Cond::L),
             Op::Sltiu => self.set_imm(insn, Cond::B),
             Op::Xori if imm == -1 => self.unary_to(insn, Unary::Not, Q),

@@ -66,6 +66,10 @@ struct Placed {
     /// Steps of the block behind it.
     steps_after: u8,
     insn: Insn,
+    /// The address that it makes together with the AUIPC before it, from the start of the page.
+    address: Option<i32>,
+    /// An AUIPC whose result nothing but the instruction behind it sees, which has `address`.
+    is_folded: bool,
 }
 
 /// Accesses relative to one register that share one look into the TLB. While they are translated RCX holds what makes a
@@ -116,6 +120,10 @@ pub(crate) struct Emit<'a> {
     pub(super) offset: u16,
     /// Steps of the block behind the present instruction.
     steps_after: u8,
+    /// The address that the present instruction makes together with the one before it, from the start of the page.
+    pub(super) known_address: Option<i32>,
+    /// Whether the present instruction is left to the one behind it.
+    is_folded: bool,
     /// What the block knows of floating point.
     float: float::Known,
     insn: u64,
@@ -143,6 +151,8 @@ impl<'a> Emit<'a> {
             end: 0,
             offset: 0,
             steps_after: 0,
+            known_address: None,
+            is_folded: false,
             float: float::Known::default(),
             insn: 0,
             group: None,
@@ -238,12 +248,14 @@ impl<'a> Emit<'a> {
                 straddles = true;
                 break;
             };
-            insns.push(Placed { offset: at as u16, steps_after: 0, insn });
+            let (address, is_folded) = (None, false);
+            insns.push(Placed { offset: at as u16, steps_after: 0, insn, address, is_folded });
             at += usize::from(insn.len);
             if ends_block(insn.op) || at < PAGE as usize && self.begins_block(at as u16) {
                 break;
             }
         }
+        fold_addresses(&mut insns);
         let behind = usize::from(straddles);
         for (i, placed) in insns.iter_mut().rev().enumerate() {
             placed.steps_after = (i + behind) as u8;
@@ -271,6 +283,8 @@ impl<'a> Emit<'a> {
     fn place_at(&mut self, placed: &Placed) {
         self.offset = placed.offset;
         self.steps_after = placed.steps_after;
+        self.known_address = placed.address;
+        self.is_folded = placed.is_folded;
         self.insn = pack(&placed.insn);
     }
 
@@ -291,6 +305,7 @@ impl<'a> Emit<'a> {
 
     fn instruction(&mut self, insn: &Insn) {
         match insn.op {
+            _ if self.is_folded => {}
             op if is_branch(op) => self.branch(insn),
             Op::Jal => self.jal(insn),
             Op::Jalr => self.jalr(insn),
@@ -523,8 +538,12 @@ impl<'a> Emit<'a> {
     }
 
     fn jal(&mut self, insn: &Insn) {
+        self.call(insn, i32::from(self.offset) + insn.imm);
+    }
+
+    /// Jumps to an address given relative to the start of this page, `rd` getting where to return to.
+    fn call(&mut self, insn: &Insn, offset: i32) {
         self.put_address(insn.rd, i32::from(self.offset) + i32::from(insn.len));
-        let offset = i32::from(self.offset) + insn.imm;
         match within(offset) {
             Some(offset) => self.jump_within(offset),
             None => self.jump_away(offset),
@@ -532,6 +551,9 @@ impl<'a> Emit<'a> {
     }
 
     fn jalr(&mut self, insn: &Insn) {
+        if let Some(address) = self.known_address {
+            return self.call(insn, address & !1);
+        }
         self.address(insn.rs1, insn.imm);
         self.a.alu_imm(Alu::And, Q, Rax, -2);
         if insn.rd != 0 {
@@ -673,6 +695,24 @@ fn access_of(op: Op, float: bool) -> Option<(i32, bool)> {
         Op::Fsd if float => (8, true),
         _ => return None,
     })
+}
+
+/// Finds the pairs of an AUIPC and an instruction that adds to what it makes: how code that does not know where it is calls
+/// what is far away, and gets an address.
+fn fold_addresses(insns: &mut [Placed]) {
+    for i in 1..insns.len() {
+        let (before, insn) = (insns[i - 1], insns[i].insn);
+        let is_pair = before.insn.op == Op::Auipc
+            && before.insn.rd != 0
+            && insn.rs1 == before.insn.rd
+            && matches!(insn.op, Op::Addi | Op::Jalr);
+        let base = i32::from(before.offset).checked_add(before.insn.imm);
+        if let Some(address) = base.and_then(|base| base.checked_add(insn.imm)).filter(|_| is_pair)
+        {
+            insns[i].address = Some(address);
+            insns[i - 1].is_folded = insn.rd == insn.rs1;
+        }
+    }
 }
 
 /// The group that begins with the instruction `first`, if it has more than one access. `float`: floating-point code may

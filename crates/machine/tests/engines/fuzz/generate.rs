@@ -268,8 +268,13 @@ impl<'a> Gen<'a> {
         match self.rng.below(4) {
             0 => {
                 let t = self.temp();
-                self.code.address(t, to);
-                self.code.word(jalr(link, t, 0));
+                if self.code.here() & 4 == 0 {
+                    self.code.address(t, to);
+                    self.code.word(jalr(link, t, 0));
+                } else {
+                    // What AUIPC makes can be seen by the function.
+                    self.code.with_address(t, jalr(link, t, 0), to);
+                }
             }
             1 => self.code.with_address(link, jalr(link, link, 0), to),
             _ => self.code.jal(link, to),
