@@ -244,6 +244,18 @@ fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
     assert!(["a", "b", "c"].iter().all(|host| lab.reports(host).is_empty()), "no divergence");
 }
 
+#[test]
+fn what_was_protected_on_request_is_after_a_failover_too() {
+    let lab = lab(&["a", "b", "c"], &["a shared secret of hosts"]);
+    assert_eq!(lab.start(0, &COUNTER, "[protection]\nenabled = false\n"), Response::Done);
+    let detail = |l: &Lab| l.status(0).and_then(|s| s.detail);
+    lab.wait("no protection", |l| detail(l) == Some(Detail::Disabled));
+    lab.hosts[0].vm().set_protection(Some(true), Some("b".to_owned()));
+    lab.wait("protected", |l| l.is_protected(0));
+    lab.hosts[0].die();
+    lab.wait("protected by the third host", |l| l.is_live(1) && l.is_protected(1));
+}
+
 impl Lab {
     fn is_live(&self, host: usize) -> bool {
         !self.hosts[host].is_off.load(Ordering::SeqCst)

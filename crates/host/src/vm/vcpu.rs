@@ -429,7 +429,8 @@ impl Vcpu {
         };
         self.definition = Some(loaded.definition.clone());
         self.shared.define(loaded.definition.clone());
-        self.shared.set_protection(&self.env, None, None);
+        // Somebody wanted this replica, whatever the definition says: when it goes live, it gets one of its own.
+        self.shared.set_protection(&self.env, Some(true), None);
         self.choose_engine(&mut loaded.machine);
         let plan = FlightPlan::of(&self.env, &loaded.definition);
         let flight = plan.map(|plan| plan.prepare(&loaded.machine));
