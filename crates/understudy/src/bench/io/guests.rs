@@ -13,7 +13,7 @@ use anyhow::anyhow;
 
 use super::load::{self, Files, Load, Place, Rate};
 use super::postgres;
-use super::tables::{PRIMARY_CPU, SECONDARY_CPU};
+use super::tables::SECONDARY_CPU;
 use crate::bench::console::Console;
 use crate::bench::stage::Stage;
 use crate::demo::lab::{NEIGHBOUR, NEIGHBOUR_ADDRESS};
@@ -32,7 +32,6 @@ const PIECES: u32 = 3;
 pub(super) struct Guest {
     console: Console,
     address: IpAddr,
-    cpu: &'static str,
     commands: u32,
 }
 
@@ -41,17 +40,13 @@ impl Guest {
     pub(super) fn measured(stage: &Stage) -> anyhow::Result<Self> {
         let console = stage.console("understudy: services ready")?;
         let address = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 10));
-        Ok(Self { console, address, cpu: PRIMARY_CPU, commands: 0 })
+        Ok(Self { console, address, commands: 0 })
     }
 }
 
 impl Place for Guest {
     fn address(&self) -> IpAddr {
         self.address
-    }
-
-    fn cpu(&self) -> &'static str {
-        self.cpu
     }
 
     fn files(&self) -> Files {
@@ -87,7 +82,7 @@ impl Neighbour {
         postgres::wait_ready_at(SocketAddr::new(address, postgres::PORT), &stage.progress)?;
         let mut console = Console::attach(stage.lab.control(HOST)?, NEIGHBOUR)?;
         console.wait_for("understudy: services ready", READY_MAX)?;
-        let guest = Guest { console, address, cpu: SECONDARY_CPU, commands: 0 };
+        let guest = Guest { console, address, commands: 0 };
         Ok(Self { guest, amounts: Vec::new() })
     }
 

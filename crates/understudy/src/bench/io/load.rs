@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::pgbench::Told;
 use super::postgres::{self, SILENCE_MAX, Session};
+use super::tables::CLIENT_CPU;
 use crate::demo::lab::CLIENT;
 use crate::demo::net;
 
 /// pgbench's scale: a hundred thousand rows each.
-pub(super) const SCALE: &str = "5";
+pub(super) const SCALE: &str = "10";
 /// pgbench's connections.
 pub(super) const PGBENCH_CLIENTS: &str = "8";
 /// redis-benchmark's connections.
@@ -87,8 +88,6 @@ pub(super) struct Files {
 pub(super) trait Place {
     /// Where its servers listen.
     fn address(&self) -> IpAddr;
-    /// The CPU that its clients have.
-    fn cpu(&self) -> &'static str;
     /// Where its programs are.
     fn files(&self) -> Files;
     /// Has its shell run a command; how long that took.
@@ -130,7 +129,7 @@ pub(super) fn run(load: Load, place: &mut dyn Place, amount: u32) -> anyhow::Res
 /// A program of the client's that speaks to a place.
 fn client(program: &Path, place: &dyn Place) -> anyhow::Result<std::process::Command> {
     let mut command = net::command_in(CLIENT, "taskset");
-    command.args(["-c", place.cpu()]).arg(program);
+    command.args(["-c", CLIENT_CPU]).arg(program);
     command.arg("-h").arg(place.address().to_string());
     Ok(command)
 }

@@ -129,10 +129,6 @@ impl Place for Native {
         ADDRESS
     }
 
-    fn cpu(&self) -> &'static str {
-        PRIMARY_CPU
-    }
-
     fn files(&self) -> Files {
         let path = |name: &str| self.dir.join(name).display().to_string();
         Files { kernels: path("kernels"), work: path("work.c"), object: path("work.o") }
