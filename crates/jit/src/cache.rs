@@ -405,9 +405,17 @@ mod tests {
                 of_op.push(word);
             }
         }
+        // Accesses relative to one register are translated twice: all of them, and each by itself.
+        let mut groups = Vec::new();
+        for of_op in words.values() {
+            for base in [8, 27] {
+                let near = |word: &u32| *word & 0x0fff_ffff & !(31 << 15) | base << 15;
+                groups.push(of_op.iter().map(near).collect::<Vec<_>>());
+            }
+        }
         let mut jit = jit(4, 4 << 20);
         let mut longest = [0; 2];
-        for of_op in words.values() {
+        for of_op in words.values().chain(&groups) {
             let page: Vec<u8> = (0..1024)
                 .map(|i| if i % 64 == 63 { BRANCH } else { of_op[i % of_op.len()] })
                 .flat_map(u32::to_le_bytes)

@@ -36,6 +36,9 @@ use Size::{D, Q};
 const PAGE: i32 = 4096;
 /// Bytes of code after which no further block is added: long templates must not exceed the place of a translation.
 const CODE_ENOUGH: usize = 8 << 10;
+/// Instructions after which the same is so: cold code is long where many of them are accesses that share one look into the
+/// TLB, which hardly shows in the other.
+const INSNS_ENOUGH: usize = BLOCK_MAX;
 /// Blocks translated in one go at most: what a branch falls through to follows it.
 const BLOCKS_MAX: usize = 4;
 
@@ -114,6 +117,8 @@ pub(crate) struct Emit<'a> {
     cold: Vec<Cold>,
     /// Entry points made in this go.
     pub(crate) entries: Vec<Entry>,
+    /// Instructions in the blocks so far.
+    insns: usize,
     /// One past the last byte that was translated.
     pub(crate) end: usize,
     /// Offset of the present instruction.
@@ -148,6 +153,7 @@ impl<'a> Emit<'a> {
             page,
             cold: Vec::new(),
             entries: Vec::new(),
+            insns: 0,
             end: 0,
             offset: 0,
             steps_after: 0,
@@ -173,7 +179,8 @@ impl<'a> Emit<'a> {
     pub(crate) fn translate(&mut self, offset: u16) {
         let mut next = Some(offset);
         for _ in 0..BLOCKS_MAX {
-            let Some(offset) = next.filter(|_| self.a.code.len() <= CODE_ENOUGH) else { break };
+            let is_enough = self.a.code.len() > CODE_ENOUGH || self.insns > INSNS_ENOUGH;
+            let Some(offset) = next.filter(|_| !is_enough) else { break };
             if !self.entries.is_empty() && (self.page.entry)(offset).is_some() {
                 self.jump_within(offset);
                 next = None;
@@ -190,6 +197,7 @@ impl<'a> Emit<'a> {
     /// Translates a block; returns where its last branch falls through to.
     fn block(&mut self, offset: u16) -> Option<u16> {
         let (insns, at, straddles) = self.decode_block(offset);
+        self.insns += insns.len();
         self.entries.push(Entry { offset, address: self.a.here() as u32 });
         if self.page.stops.contains(offset) {
             self.ask_for_stop(offset);
