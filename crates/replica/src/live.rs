@@ -632,23 +632,23 @@ impl Live {
         }
         self.next_throttle = cx.now.after(cfg.heartbeat_us);
         let before = self.throttle_permille;
-        let wanted = if gains { 0 } else { throttle_permille(lag_us, cfg.lag_soft_us) };
-        self.throttle_permille = wanted.min(before + THROTTLE_STEP_PERMILLE);
+        let lag_us = if gains { 0 } else { lag_us };
+        self.throttle_permille = throttle_permille(before, lag_us, cfg.lag_soft_us);
         if self.throttle_permille != before {
             cx.out.push(Command::Throttle { permille: self.throttle_permille });
         }
     }
 }
 
-/// How much of its time a primary loses whose secondary is so far behind: none up to half of the soft limit, a third of the
-/// most at the limit. In proportion to the lag, which grows with the difference of their speeds: both settle where the
-/// secondary just keeps up, and neither waits for the other.
-fn throttle_permille(lag_us: u64, soft_us: u64) -> u32 {
+/// How much of its time a primary loses whose secondary is so far behind, a heartbeat after it lost `before`: none up to half
+/// of the soft limit, a third of the most at the limit. In proportion to the lag, which grows with the difference of their
+/// speeds: both settle where the secondary just keeps up, and neither waits for the other.
+fn throttle_permille(before: u32, lag_us: u64, soft_us: u64) -> u32 {
     let from = soft_us / 2;
     let most = u64::from(THROTTLE_MAX_PERMILLE);
     let permille = lag_us.saturating_sub(from).saturating_mul(most)
         / soft_us.saturating_mul(3).div_ceil(2).max(1);
-    permille.min(most) as u32
+    (permille.min(most) as u32).min(before + THROTTLE_STEP_PERMILLE)
 }
 
 #[cfg(test)]
@@ -665,8 +665,7 @@ mod tests {
             for _ in 0..1_000 {
                 let produced = TURN_US * u64::from(1_000 - throttle) / 1_000;
                 lag_us = (lag_us + produced).saturating_sub(TURN_US * speed_permille / 1_000);
-                throttle =
-                    throttle_permille(lag_us, SOFT_US).min(throttle + THROTTLE_STEP_PERMILLE);
+                throttle = throttle_permille(throttle, lag_us, SOFT_US);
                 lags.push(lag_us);
             }
             let late = &lags[500..];

@@ -55,6 +55,8 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const FLUSH_AFTER: Duration = Duration::from_secs(3);
 /// Time that a slowed guest stands still at once, so that it and its secondary are not woken for less.
 const THROTTLE_PIECE: Duration = Duration::from_millis(2);
+/// Longest that it does before it looks whether the secondary has caught up.
+const THROTTLE_PIECE_MAX: Duration = Duration::from_millis(10);
 /// Largest request for entropy that is answered, in bytes.
 const ENTROPY_MAX: u32 = 65_536;
 
@@ -600,7 +602,7 @@ impl Primary {
         self.owed += took.mul_f64(f64::from(permille) / f64::from(1000 - permille));
     }
 
-    /// Stands still for what is owed, or until there is mail: says whether there is still some of it.
+    /// Stands still for what is owed or a part of it, or until there is mail: says whether there is still some.
     fn stands_still(&mut self, shared: &Shared) -> bool {
         if shared.mailbox.throttle() == 0 {
             self.owed = Duration::ZERO;
@@ -608,9 +610,10 @@ impl Primary {
         if self.owed < THROTTLE_PIECE {
             return false;
         }
-        shared.flush_log_due_in(self.owed);
+        let pause = self.owed.min(THROTTLE_PIECE_MAX);
+        shared.flush_log_due_in(pause);
         let start = Instant::now();
-        shared.mailbox.wait(Some(start + self.owed));
+        shared.mailbox.wait(Some(start + pause));
         self.owed = self.owed.saturating_sub(start.elapsed());
         self.owed >= THROTTLE_PIECE
     }

@@ -390,8 +390,7 @@ impl Shared {
     /// The machine will not make more log for so long: what becomes due until then goes now.
     pub(crate) fn flush_log_due_in(&self, pause: std::time::Duration) {
         let (mut inner, now) = (self.lock(), mono_now());
-        let is_later = |us: u64| u128::from(us) > pause.as_micros();
-        if !inner.batch.may_wait_us(now).is_some_and(is_later) {
+        if inner.batch.may_wait_us(now).is_none_or(|us| u128::from(us) <= pause.as_micros()) {
             self.send_log(&mut inner, now);
         }
     }

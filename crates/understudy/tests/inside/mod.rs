@@ -147,11 +147,13 @@ impl Redis {
     /// Looks how many writes a server has, all of them being there; those that follow are counted from there.
     pub(crate) fn count(&mut self) -> usize {
         // A server that has begun answers so while it still reads its file.
+        let deadline = Instant::now() + Duration::from_secs(60);
         let answer = loop {
             let answer = self.ask("LLEN log\r\n");
             if !answer.starts_with("-LOADING") {
                 break answer;
             }
+            assert!(Instant::now() < deadline, "Redis does not end reading its file");
             std::thread::sleep(Duration::from_millis(20));
         };
         let number = answer.trim_start_matches(':').trim();

@@ -268,6 +268,7 @@ impl<'a> Gen<'a> {
         match self.rng.below(4) {
             0 => {
                 let t = self.temp();
+                // By the place, so that what chance makes of the rest stays as it was.
                 if self.code.here() & 4 == 0 {
                     self.code.address(t, to);
                     self.code.word(jalr(link, t, 0));
