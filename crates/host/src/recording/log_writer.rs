@@ -23,7 +23,7 @@ use super::recorder::{create, stopped};
 /// Bytes that may wait for the disk; a disk that is further behind than this ends the recording.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 /// Log is written at the latest after this time.
-const GATHER_TIME: Duration = Duration::from_millis(20);
+const GATHER_TIME: Duration = Duration::from_millis(50);
 /// Log is written at once when this much waits.
 const GATHER_BYTES: usize = 256 << 10;
 

@@ -18,8 +18,10 @@ use replica::{Event, LogPos, MonoTime};
 const OUTPUTS_US: u64 = 1_000;
 /// Messages that a guest may be ahead of that: one that makes outputs now and then waits for nothing.
 const BURST: u64 = 8;
-/// The same for log without outputs: the secondary replays so much later.
-const MARKS_US: u64 = 10_000;
+/// The same for log without outputs, that the secondary replays so much later. A message wakes threads on either host, which
+/// costs a busy guest more in what they leave of its caches than in their time. Nothing waits for it: what a primary
+/// that is lost had not sent yet, nobody has seen. A heartbeat, of which there are more, takes it along.
+const MARKS_US: u64 = 30_000;
 /// Bytes of log that do not wait for more.
 const BYTES_MAX: usize = 64 << 10;
 /// Bytes of outputs that do not: a stream is not to stop and go.

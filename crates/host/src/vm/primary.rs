@@ -53,8 +53,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(30);
 /// A checkpoint that no flush of the guest has made durable for this long gets its own.
 pub(super) const FLUSH_AFTER: Duration = Duration::from_secs(3);
-/// Time that a slowed guest stands still at once, so that it and its secondary are not woken for less.
-const THROTTLE_PIECE: Duration = Duration::from_millis(2);
+/// Time that a slowed guest stands still at once: caches are cold after each.
+const THROTTLE_PIECE: Duration = Duration::from_millis(8);
 /// Longest that it does before it looks whether the secondary has caught up.
 const THROTTLE_PIECE_MAX: Duration = Duration::from_millis(10);
 /// Largest request for entropy that is answered, in bytes.
