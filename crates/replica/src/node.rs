@@ -148,6 +148,20 @@ impl Node {
         self.state = state.on_event(&mut cx, event).on_time(&mut cx);
     }
 
+    /// Sets the lag at which a live host loses a third of the time that it loses at most, in microseconds
+    /// ([`Config::lag_soft_us`]). It waits at four times that, and no sooner than the configuration says.
+    pub fn bound_lag(&mut self, soft_us: u64) {
+        let cfg = &mut self.core.cfg;
+        cfg.lag_soft_us = soft_us;
+        cfg.lag_hard_us = cfg.lag_hard_us.max(soft_us.saturating_mul(4));
+    }
+
+    /// What [`Self::bound_lag`] was told last, or the configuration says.
+    #[must_use]
+    pub fn lag_bound_us(&self) -> u64 {
+        self.core.cfg.lag_soft_us
+    }
+
     /// When [`Event::Tick`] is due, if nothing else happens before.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<MonoTime> {

@@ -136,6 +136,7 @@ fn vm_configuration_becomes_a_machine() {
     assert_eq!(config.disks[1].path, Path::new("/vms/tools.img"));
     assert_eq!(config.disks[1].mode, DiskMode::Shared);
     assert!(config.protection.enabled);
+    assert_eq!(config.protection.lag_ms, 300);
     let drawn = Drawn { rtc_base_ns: 7, rng_seed: vec![1; 32] };
     assert!(config.machine_config(&[512], drawn.clone()).is_err());
     let machine = config.machine_config(&[512, 1024], drawn).unwrap();
@@ -171,6 +172,10 @@ fn impossible_vms_are_refused() {
         (VM.replace("bridge = \"br0\"", "passt = true"), "web.toml:17: a VM with passt cannot be"),
         (format!("consoles = 4\n{VM}"), "web.toml:3: 9 devices"),
         (VM.replace("readonly = true", "readonly = 1"), "web.toml:14: invalid type"),
+        (
+            VM.replace("hosts = [\"beta\"]", "lag_ms = 99"),
+            "web.toml:24: lag_ms is 99, it has to be from 100 to 10000",
+        ),
     ];
     for (text, expected) in cases {
         let error = vm(&text).unwrap_err();

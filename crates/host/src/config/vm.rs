@@ -23,6 +23,9 @@ const MEMORY_STEP_BYTES: u64 = 2 << 20;
 /// Longest firmware, kernel or initial RAM disk.
 const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
 const APPEND_BYTES_MAX: usize = 4096;
+const LAG_MS_DEFAULT: u32 = 300;
+/// Below, a secondary that waits for nothing would count as one that is behind: log comes every few hundredths of a second.
+const LAG_MS: std::ops::RangeInclusive<u32> = 100..=10_000;
 const DIGEST_INTERVAL_MS_DEFAULT: u32 = 1000;
 const FLIGHT_RECORDER_DEFAULT: Duration = Duration::from_secs(300);
 const FLIGHT_RECORDER_BYTES_DEFAULT: u64 = 1 << 30;
@@ -238,6 +241,9 @@ pub struct ProtectionSection {
     /// Time without a sign of life after which the other side counts as lost, in milliseconds; the daemon's when
     /// absent.
     pub detection_ms: Option<u32>,
+    /// How far the secondary may be behind without slowing the primary much, in milliseconds: a failover has to catch up with
+    /// as much, at the speed of the host that takes over.
+    pub lag_ms: u32,
     /// Time between digests, in milliseconds; 0: none.
     pub digest_interval_ms: u32,
     /// How much of the VM's past the secondary keeps on its host's disk, for `understudy debug`; written as `"5m"`, `"0s"`:
@@ -258,6 +264,7 @@ impl Default for ProtectionSection {
             enabled: true,
             hosts: Vec::new(),
             detection_ms: None,
+            lag_ms: LAG_MS_DEFAULT,
             digest_interval_ms: DIGEST_INTERVAL_MS_DEFAULT,
             flight_recorder: FLIGHT_RECORDER_DEFAULT,
             flight_recorder_size: FLIGHT_RECORDER_BYTES_DEFAULT,
@@ -448,6 +455,11 @@ impl VmConfig {
         self.macs().map_err(|text| problem("mac", text))?;
         for host in &self.protection.hosts {
             check_name(host).map_err(|e| problem("hosts", e.to_string()))?;
+        }
+        let lag_ms = self.protection.lag_ms;
+        if !LAG_MS.contains(&lag_ms) {
+            let text = format!("lag_ms is {lag_ms}, it has to be from 100 to 10000");
+            return Err(problem("lag_ms", text));
         }
         check_detection(self.protection.detection_ms.unwrap_or(DETECTION_MS_DEFAULT))
     }

@@ -222,10 +222,12 @@ fn assert_goes_on(old: &[u8], new: &[u8]) {
 #[test]
 fn survivor_goes_on_without_a_gap_and_gets_a_new_secondary() {
     let lab = lab(&["a", "b", "c"], &["a shared secret of hosts"]);
-    assert_eq!(lab.start(0, &COUNTER, "[protection]\ndigest_interval_ms = 20\n"), Response::Done);
+    let protection = "[protection]\ndigest_interval_ms = 20\nlag_ms = 700\n";
+    assert_eq!(lab.start(0, &COUNTER, protection), Response::Done);
     let mut live = 0;
     for round in 0..2 {
         lab.wait("protected", |l| l.is_protected(live));
+        assert_eq!(lab.hosts[live].vm().lag_bound_us(), 700_000);
         let before = lab.printed(live).len();
         lab.wait("output under protection", |l| l.printed(live).len() > before + 20);
         lab.hosts[live].die();

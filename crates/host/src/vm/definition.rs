@@ -77,6 +77,11 @@ impl Definition {
         Ok(self)
     }
 
+    /// Tells the core how far a secondary may be behind.
+    pub(crate) fn bound_lag(&self, shared: &Shared) {
+        shared.lock().node.bound_lag(u64::from(self.config.protection.lag_ms) * 1000);
+    }
+
     pub(crate) fn digest_interval(&self) -> Duration {
         Duration::from_millis(u64::from(self.config.protection.digest_interval_ms))
     }

@@ -423,6 +423,12 @@ impl Vm {
         self.shared.mailbox.post(Mail::Flip);
     }
 
+    /// How far the secondary may be behind.
+    #[cfg(test)]
+    pub(crate) fn lag_bound_us(&self) -> u64 {
+        self.shared.lock().node.lag_bound_us()
+    }
+
     /// A disk of the machine that runs here.
     #[cfg(test)]
     pub(crate) fn disk(&self, dev: usize) -> Option<Arc<crate::disk::DiskHandle>> {

@@ -549,6 +549,7 @@ impl Secondary {
         }
         let Self { machine, disks, definition, clock, completions, settled, .. } = *self;
         definition.limit(shared, &disks);
+        definition.bound_lag(shared);
         let mut primary = Primary::new(machine, disks, Encoder::new(at, clock), &definition);
         primary.answer_outstanding(completions, settled);
         primary

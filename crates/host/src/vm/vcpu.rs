@@ -407,6 +407,7 @@ impl Vcpu {
             // Its guest believes that the network knows where it is.
             ports.announce();
         }
+        definition.bound_lag(&self.shared);
         let primary = Primary::new(machine, disks, encoder, definition).recorded(recording);
         Ok(primary.beginning(restored))
     }
