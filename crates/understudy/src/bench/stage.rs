@@ -73,6 +73,7 @@ impl Stage {
             memory: memory.into(),
             harts: 1,
             detection_ms,
+            lag_ms: None,
             is_protected,
             has_shared_disk: false,
         };

@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) harts: u8,
     /// How long a silent peer counts as alive, in milliseconds.
     pub(crate) detection_ms: u32,
+    /// How far the secondary may be behind, in milliseconds, if that is not the default.
+    pub(crate) lag_ms: Option<u32>,
     /// Whether a secondary is wanted from the start.
     pub(crate) is_protected: bool,
     /// One disk for all hosts, instead of a copy on each.
@@ -202,6 +204,16 @@ impl Lab {
         let host = self.hosts.iter().find(|host| host.name == name);
         let daemon = host.and_then(|host| host.daemon.as_ref());
         Ok(daemon.with_context(|| format!("{name} runs no daemon"))?.id())
+    }
+
+    /// How far the machine's secondary may be behind, from its start on.
+    pub(crate) fn set_lag_ms(&mut self, lag_ms: Option<u32>) {
+        self.plan.lag_ms = lag_ms;
+    }
+
+    /// The process of the arbiter, where it is one.
+    pub(crate) fn arbiter_id(&self) -> Option<u32> {
+        self.etcd.as_ref().map(std::process::Child::id)
     }
 
     /// All that the daemon of `name` wrote.
@@ -433,11 +445,12 @@ fn vm_text(
         (Some(_), false) => format!("[[disk]]\npath = \"{DISK}\"\nmode = \"mirrored\"\n\n"),
         (None, _) => String::new(),
     };
+    let lag = plan.lag_ms.map(|ms| format!("lag_ms = {ms}\n")).unwrap_or_default();
     format!(
         "name = \"{name}\"\nmemory = \"{memory}\"\nharts = {harts}\nkernel = {}\ninitrd = {}\n\
          append = \"{} understudy.ip={address}/24\"\n\n\
          {disk}[[net]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:{last}\"\n\n\
-         [protection]\nenabled = {is_protected}\nhosts = [\"h1\", \"h2\", \"h3\"]\n",
+         [protection]\nenabled = {is_protected}\nhosts = [\"h1\", \"h2\", \"h3\"]\n{lag}",
         quoted(&guest.kernel),
         quoted(&guest.initrd),
         guest.append,
@@ -523,6 +536,7 @@ mod tests {
             memory: "512M".into(),
             harts: 2,
             detection_ms: 100,
+            lag_ms: Some(700),
             is_protected: true,
             has_shared_disk: true,
         };
@@ -530,6 +544,7 @@ mod tests {
         let text = vm_text(VM, VM_ADDRESS, &guest, &plan, Path::new("/shared.img"));
         let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();
         assert_eq!(config.disks[0].mode, host::config::DiskMode::Shared);
+        assert_eq!(config.protection.lag_ms, 700);
         plan.has_shared_disk = false;
         let text = vm_text(VM, VM_ADDRESS, &guest, &plan, Path::new("/shared.img"));
         let config = VmConfig::parse(&text, "vm.toml", Path::new("/")).unwrap();

@@ -205,6 +205,7 @@ fn run_inside(args: &DemoArgs, file: &Path) -> anyhow::Result<ExitCode> {
         memory: args.memory.clone(),
         harts: args.harts,
         detection_ms: args.detection_ms,
+        lag_ms: None,
         is_protected: true,
         has_shared_disk: args.shared_disk,
     };

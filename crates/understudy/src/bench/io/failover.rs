@@ -43,7 +43,10 @@ struct Checks {
 /// Fails the live host again and again; see the module documentation.
 pub(super) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow::Result<Section> {
     let mut section = Section::new("failover");
-    let mut stage = Stage::start_with(dir, material, MEMORY, true)?;
+    let mut stage = Stage::start_prepared(dir, material, (MEMORY, 100), true, |lab| {
+        lab.set_lag_ms(options.lag_ms);
+        Ok(())
+    })?;
     let result = measure(dir, &mut stage, options, &mut section);
     if let Err(error) = result {
         eprint!("{}", stage.lab.log_tails());

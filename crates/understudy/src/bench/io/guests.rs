@@ -3,7 +3,8 @@
 //! # Place
 //! Two replicas of one machine run on two hosts, the bench's both on this computer: there a protected machine shares memory,
 //! caches and power with its own secondary. What that costs, and protection does not, shows the neighbour: a second machine
-//! like the first one, unprotected, that does the same on the secondary's CPU.
+//! like the first one, unprotected, that does the same on the secondary's CPU. When it is not asked to, it has what nobody
+//! else wants of that CPU: its kernel's timers, 2 % of it, are no part of a secondary.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,6 +69,8 @@ impl Place for Guest {
 /// The second machine.
 pub(super) struct Neighbour {
     guest: Guest,
+    /// Of its host's daemon.
+    process: String,
     /// How much of each load takes the time that is measured.
     amounts: Vec<(Load, u32)>,
 }
@@ -83,7 +86,7 @@ impl Neighbour {
         let mut console = Console::attach(stage.lab.control(HOST)?, NEIGHBOUR)?;
         console.wait_for("understudy: services ready", READY_MAX)?;
         let guest = Guest { console, address, commands: 0 };
-        Ok(Self { guest, amounts: Vec::new() })
+        Ok(Self { guest, process, amounts: Vec::new() })
     }
 
     /// Prepares a load.
@@ -102,8 +105,9 @@ impl Neighbour {
         let amount = self.amounts.iter().find(|(of, _)| *of == load).map_or(1, |(_, n)| *n);
         let piece = (amount / PIECES).max(1);
         let is_over = AtomicBool::new(false);
+        self.schedule("--other")?;
         let guest = &mut self.guest;
-        std::thread::scope(|scope| {
+        let rate = std::thread::scope(|scope| {
             let busy = scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     load::run(load, guest, piece)?;
@@ -115,6 +119,17 @@ impl Neighbour {
             is_over.store(true, Ordering::Relaxed);
             busy.join().map_err(|_| anyhow!("the neighbour's load stopped"))??;
             result
-        })
+        });
+        self.stand_back()?;
+        rate
+    }
+
+    /// From here on it takes of its CPU only what is left.
+    pub(super) fn stand_back(&self) -> anyhow::Result<()> {
+        self.schedule("--idle")
+    }
+
+    fn schedule(&self, policy: &str) -> anyhow::Result<()> {
+        net::run("chrt", &["--all-tasks", policy, "--pid", "0", &self.process])
     }
 }

@@ -14,6 +14,7 @@ mod pgbench;
 mod postgres;
 mod relay;
 mod resync;
+mod sampler;
 mod tables;
 mod traffic;
 
@@ -78,6 +79,9 @@ pub(crate) struct IoArgs {
     /// Failover: how often the live host fails.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     failovers: u32,
+    /// Tables, failover: how far the secondary may be behind, lag_ms of the VM's [protection] [default: the VM's].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=10_000))]
+    lag_ms: Option<u32>,
     /// Tables: these loads only.
     #[arg(long = "load", value_name = "LOAD", value_enum, value_delimiter = ',')]
     loads: Vec<Load>,
@@ -85,19 +89,22 @@ pub(crate) struct IoArgs {
 
 impl Default for IoArgs {
     fn default() -> Self {
-        Self { parts: vec![], turns: 3, seconds: 10, failovers: 20, loads: vec![] }
+        Self { parts: vec![], turns: 3, seconds: 10, failovers: 20, lag_ms: None, loads: vec![] }
     }
 }
 
 impl IoArgs {
     /// The parts that are asked for, each with what it has to know.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = Options> {
-        let Self { turns, seconds, failovers, .. } = *self;
+        let Self { turns, seconds, failovers, lag_ms, .. } = *self;
         let is_asked = |load: &Load| self.loads.is_empty() || self.loads.contains(load);
         let loads: Vec<_> = Load::value_variants().iter().copied().filter(is_asked).collect();
         let is_wanted = |part: &Part| self.parts.is_empty() || self.parts.contains(part);
         let parts = Part::value_variants().iter().copied().filter(is_wanted);
-        parts.map(move |part| Options { part, turns, seconds, failovers, loads: loads.clone() })
+        parts.map(move |part| {
+            let loads = loads.clone();
+            Options { part, turns, seconds, failovers, lag_ms, loads }
+        })
     }
 }
 
@@ -112,6 +119,8 @@ pub(crate) struct Options {
     pub(crate) seconds: u32,
     /// How often the live host fails.
     pub(crate) failovers: u32,
+    /// How far the secondary of the tables and of the failovers may be behind, in milliseconds, if that is not the default.
+    pub(crate) lag_ms: Option<u32>,
     /// The loads of the tables.
     pub(crate) loads: Vec<Load>,
 }

@@ -7,10 +7,7 @@
 //!   [`super::guests`].
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
@@ -19,12 +16,12 @@ use super::guests::{Guest, Neighbour};
 use super::load::{self, Load, Rate};
 use super::native::Native;
 use super::postgres;
+use super::sampler::Sampler;
 use crate::bench::engine::workload;
 use crate::bench::figure::{Figure, Section, Target, largest, listed, median};
 use crate::bench::speed::{cpu_seconds, pin};
 use crate::bench::stage::{Material, Stage};
-use crate::demo::control::Control;
-use crate::demo::lab::VM;
+use crate::demo::net;
 
 /// The CPU of the primary, and of what runs natively.
 pub(super) const PRIMARY_CPU: &str = "0";
@@ -39,8 +36,6 @@ const MEMORY: &str = "1G";
 const RATIO_MIN: f64 = 0.95;
 /// Time to settle after protection changed.
 const CALM: Duration = Duration::from_secs(2);
-/// How often log and lag are looked at.
-const SAMPLE: Duration = Duration::from_millis(250);
 
 /// What was measured of a load in one manner, turn by turn.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +49,8 @@ struct Measured {
     latencies: Vec<f64>,
     log_mbit: Vec<f64>,
     lags_ms: Vec<f64>,
+    /// See [`super::sampler::Samples::slower_cpu`].
+    slower_cpu: Vec<f64>,
 }
 
 /// How a load runs in the guest.
@@ -86,7 +83,10 @@ pub(super) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow:
     let initrd = dir.join("initrd");
     guest::write_with_files(&material.guest, &workload::files(dir)?, &initrd)?;
     material.guest.initrd = initrd;
-    let stage = Stage::start_with(dir, &material, MEMORY, false)?;
+    let stage = Stage::start_prepared(dir, &material, (MEMORY, 100), false, |lab| {
+        lab.set_lag_ms(options.lag_ms);
+        Ok(())
+    })?;
     let row = |&load| {
         let [alone, beside, protected, native] = [(); 4].map(|()| Measured::default());
         Row { load, amount: None, native_amount: None, alone, beside, protected, native }
@@ -100,6 +100,9 @@ pub(super) fn run(dir: &Path, material: &Material, options: &Options) -> anyhow:
          {SECONDARY_CPU}; clients on CPU {CLIENT_CPU}; {MEMORY} of memory, a mirrored disk; {} turns of {} s for each load",
         options.turns, options.seconds
     ));
+    if let Some(lag_ms) = options.lag_ms {
+        section.notes.push(format!("the secondary may be behind: lag_ms = {lag_ms}"));
+    }
     section.notes.push(format!(
         "pgbench -s {} -c {} -j 1, redis-benchmark -c {} -t set,get -d 100; native: this host's programs of Debian, \
          PostgreSQL's data on the disk that has the guest's image",
@@ -143,6 +146,11 @@ fn measure(
             Ok(amount) => row.native_amount = Some(amount),
             Err(error) => section.notes.push(format!("native {}: {error:#}", load.name())),
         }
+    }
+    neighbour.stand_back()?;
+    if let Some(arbiter) = stage.lab.arbiter_id() {
+        // It has a computer of its own elsewhere; here it shares the primary's, in all manners.
+        net::run("taskset", &["-a", "-c", "-p", PRIMARY_CPU, &arbiter.to_string()])?;
     }
     for turn in 1..=options.turns {
         for row in rows.iter_mut() {
@@ -202,7 +210,14 @@ fn one_load(
     let load = row.load;
     let amount = row.amount.context("it was warmed up")?;
     let (live, process) = stage.live()?;
-    let sampler = Sampler::start(live)?;
+    let secondary = match manner {
+        Manner::Alone | Manner::Beside => None,
+        Manner::Protected => {
+            let (_, other) = stage.pair()?;
+            Some((stage.lab.control(other)?.clone(), stage.lab.daemon_id(other)?))
+        }
+    };
+    let sampler = Sampler::start((live.clone(), process), secondary)?;
     let look = || anyhow::Ok((cpu_seconds(process)?, stage.view()?.icount));
     let mut seen = None;
     let mut work = || {
@@ -222,9 +237,9 @@ fn one_load(
     measured.by_cpu.push(rate.done / (cpu_after - cpu_before).max(0.01));
     let steps = steps_after.saturating_sub(steps_before) as f64;
     measured.steps.push(steps / 1e6 / rate.done.max(1.0));
-    let log = samples.iter().map(|sample| sample.0).sum::<f64>() / samples.len().max(1) as f64;
-    measured.log_mbit.push(log * 8.0 / 1e6);
-    measured.lags_ms.push(largest(samples.iter().map(|sample| sample.1)).unwrap_or(0.0));
+    measured.log_mbit.push(samples.log_mbit());
+    measured.lags_ms.push(samples.lag_ms());
+    measured.slower_cpu.extend(samples.slower_cpu());
     let per_second = rate.done / rate.seconds;
     stage.progress.say(&format!(
         "turn {turn}, {name}: {} {per_second:.2} {}",
@@ -293,6 +308,11 @@ fn figures(row: &Row) -> Vec<Figure> {
             ratio(&protected.steps, &beside.steps),
             "",
         ),
+        Figure::new(
+            name("steps in a second of CPU time, the slower replica's / the primary's"),
+            middle(&protected.slower_cpu),
+            "",
+        ),
         Figure::new(name("log"), middle(&protected.log_mbit), "Mbit/s"),
     ];
     if !alone.latencies.is_empty() {
@@ -307,43 +327,6 @@ fn figures(row: &Row) -> Vec<Figure> {
         Figure::new(name("unprotected / native"), ratio(&alone.rates, &native.rates), ""),
     ]);
     figures
-}
-
-/// Bytes of log a second, and milliseconds of lag.
-type Sample = (f64, f64);
-
-/// Looks at log and lag while a load runs.
-struct Sampler {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Sample>>,
-}
-
-impl Sampler {
-    fn start(live: &Control) -> anyhow::Result<Self> {
-        let (live, stop) = (live.clone(), Arc::new(AtomicBool::new(false)));
-        let stopped = Arc::clone(&stop);
-        let work = move || {
-            let mut samples = Vec::new();
-            let begun = Instant::now();
-            while !stopped.load(Ordering::Relaxed) {
-                std::thread::sleep(SAMPLE);
-                // The daemon tells what there was in the second before.
-                if begun.elapsed() > Duration::from_secs(1)
-                    && let Some(view) = live.view(VM)
-                {
-                    samples.push((view.log_bytes_per_s as f64, view.lag_ms as f64));
-                }
-            }
-            samples
-        };
-        let thread = std::thread::Builder::new().name("sampler".into()).spawn(work)?;
-        Ok(Self { stop, thread })
-    }
-
-    fn finish(self) -> anyhow::Result<Vec<Sample>> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the sampler stopped"))
-    }
 }
 
 #[cfg(test)]
