@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Lag at which a primary waits, in microseconds, unless a VM's secondary may be that far behind.
+pub(crate) const LAG_HARD_US: u64 = 2_000_000;
+
 /// A VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct VmId(pub [u8; 16]);
@@ -102,7 +105,7 @@ impl Config {
             catch_up_bytes_max: 1 << 30,
             lag_admit_us: 100_000,
             lag_soft_us: 300_000,
-            lag_hard_us: 2_000_000,
+            lag_hard_us: LAG_HARD_US,
             held_max: 4096,
             switchover_timeout_us: 3_000_000,
             #[cfg(feature = "mutations")]
