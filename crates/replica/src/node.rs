@@ -149,11 +149,12 @@ impl Node {
     }
 
     /// Sets the lag at which a live host loses a third of the time that it loses at most, in microseconds
-    /// ([`Config::lag_soft_us`]). It waits at four times that, and no sooner than otherwise.
+    /// ([`Config::lag_soft_us`]). It waits where all of that is lost, at
+    /// twice that lag, and no sooner than otherwise.
     pub fn bound_lag(&mut self, soft_us: u64) {
         let cfg = &mut self.core.cfg;
         cfg.lag_soft_us = soft_us;
-        cfg.lag_hard_us = LAG_HARD_US.max(soft_us.saturating_mul(4));
+        cfg.lag_hard_us = LAG_HARD_US.max(soft_us.saturating_mul(2));
     }
 
     /// What [`Self::bound_lag`] was told last, or the configuration says.

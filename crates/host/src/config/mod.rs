@@ -25,7 +25,8 @@ pub use self::cloud_init::CloudInitSection;
 pub use self::fence::{FenceAction, FenceHost, FenceMethod, FenceSection};
 pub use self::size::{parse_size, render_size};
 pub use self::vm::{
-    DiskMode, DiskSection, Drawn, NetSection, ProtectionSection, ReadsFrom, VmConfig, stable_mac,
+    DiskMode, DiskSection, Drawn, LAG_MS, NetSection, ProtectionSection, ReadsFrom, VmConfig,
+    stable_mac,
 };
 use crate::channel::Route;
 use crate::name::check_name;

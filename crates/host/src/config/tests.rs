@@ -173,8 +173,8 @@ fn impossible_vms_are_refused() {
         (format!("consoles = 4\n{VM}"), "web.toml:3: 9 devices"),
         (VM.replace("readonly = true", "readonly = 1"), "web.toml:14: invalid type"),
         (
-            VM.replace("hosts = [\"beta\"]", "lag_ms = 99"),
-            "web.toml:24: lag_ms is 99, it has to be from 100 to 10000",
+            VM.replace("hosts = [\"beta\"]", "lag_ms = 199"),
+            "web.toml:24: lag_ms is 199, it has to be from 200 to 2000",
         ),
     ];
     for (text, expected) in cases {

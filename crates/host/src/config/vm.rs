@@ -24,8 +24,9 @@ const MEMORY_STEP_BYTES: u64 = 2 << 20;
 const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
 const APPEND_BYTES_MAX: usize = 4096;
 const LAG_MS_DEFAULT: u32 = 300;
-/// Below, a secondary that waits for nothing would count as one that is behind: log comes every few hundredths of a second.
-const LAG_MS: std::ops::RangeInclusive<u32> = 100..=10_000;
+/// What [`ProtectionSection::lag_ms`] may be. Log, its replay and the news of that take up to 30 ms each: with less than this
+/// range has, a secondary that keeps up would slow its primary. With more, it would have gigabytes of log in its memory.
+pub const LAG_MS: std::ops::RangeInclusive<u32> = 200..=2_000;
 const DIGEST_INTERVAL_MS_DEFAULT: u32 = 1000;
 const FLIGHT_RECORDER_DEFAULT: Duration = Duration::from_secs(300);
 const FLIGHT_RECORDER_BYTES_DEFAULT: u64 = 1 << 30;
@@ -241,7 +242,7 @@ pub struct ProtectionSection {
     /// Time without a sign of life after which the other side counts as lost, in milliseconds; the daemon's when
     /// absent.
     pub detection_ms: Option<u32>,
-    /// How far the secondary may be behind without slowing the primary much, in milliseconds: a failover has to catch up with
+    /// How far the secondary may be behind without slowing the primary much, in milliseconds ([`LAG_MS`]): a failover has to catch up with
     /// as much, at the speed of the host that takes over.
     pub lag_ms: u32,
     /// Time between digests, in milliseconds; 0: none.
@@ -458,7 +459,8 @@ impl VmConfig {
         }
         let lag_ms = self.protection.lag_ms;
         if !LAG_MS.contains(&lag_ms) {
-            let text = format!("lag_ms is {lag_ms}, it has to be from 100 to 10000");
+            let (least, most) = (LAG_MS.start(), LAG_MS.end());
+            let text = format!("lag_ms is {lag_ms}, it has to be from {least} to {most}");
             return Err(problem("lag_ms", text));
         }
         check_detection(self.protection.detection_ms.unwrap_or(DETECTION_MS_DEFAULT))

@@ -20,7 +20,8 @@ const OUTPUTS_US: u64 = 1_000;
 const BURST: u64 = 8;
 /// The same for log without outputs, that the secondary replays so much later. A message wakes threads on either host, which
 /// costs a busy guest more in what they leave of its caches than in their time. Nothing waits for it: what a primary
-/// that is lost had not sent yet, nobody has seen. A heartbeat, of which there are more, takes it along.
+/// that is lost had not sent yet, nobody has seen. A heartbeat takes it along; with the usual detection time they
+/// are more frequent than this.
 const MARKS_US: u64 = 30_000;
 /// Bytes of log that do not wait for more.
 const BYTES_MAX: usize = 64 << 10;

@@ -444,7 +444,7 @@ fn a_bound_of_the_lag_is_one_that_can_be_taken_back() {
     let mut node = Node::new(Config::new(VmId([0; 16]), HostId("a".into()), 1));
     let default = (node.lag_bound_us(), node.core.cfg.lag_hard_us);
     node.bound_lag(5_000_000);
-    assert_eq!((node.lag_bound_us(), node.core.cfg.lag_hard_us), (5_000_000, 20_000_000));
+    assert_eq!((node.lag_bound_us(), node.core.cfg.lag_hard_us), (5_000_000, 10_000_000));
     node.bound_lag(default.0);
     assert_eq!((node.lag_bound_us(), node.core.cfg.lag_hard_us), default);
 }

@@ -22,6 +22,7 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use guest::GuestKind;
+use host::config::LAG_MS;
 use serde::{Deserialize, Serialize};
 
 use self::load::Load;
@@ -80,7 +81,7 @@ pub(crate) struct IoArgs {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     failovers: u32,
     /// Tables, failover: how far the secondary may be behind, lag_ms of the VM's [protection] [default: the VM's].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(*LAG_MS.start())..=i64::from(*LAG_MS.end())))]
     lag_ms: Option<u32>,
     /// Tables: these loads only.
     #[arg(long = "load", value_name = "LOAD", value_enum, value_delimiter = ',')]

@@ -3,8 +3,8 @@
 //! # Why the slower CPU
 //! A protected machine is where its primary is and, but for the lag, where its secondary is: over any time that is longer than
 //! the lag may be, both have done the same steps. Where the speed of CPUs changes from moment to moment, as that of a virtual
-//! machine's does, a protected machine has the slower one of each moment; an unprotected one has its own. What that costs is
-//! no work of protection's, and it is not in the machine beside it either. [`Samples::slower_cpu`] says how much it is.
+//! machine's does, a protected machine has the slower one of each moment; an unprotected one has its own.
+//! [`Samples::slower_cpu`] says how much less that is. What replaying costs the secondary of its CPU time is in it too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,13 +39,14 @@ pub(super) struct Samples {
 
 impl Samples {
     /// The log's bandwidth, in megabits a second.
-    pub(super) fn log_mbit(&self) -> f64 {
-        self.log.iter().sum::<f64>() / self.log.len().max(1) as f64 * 8.0 / 1e6
+    pub(super) fn log_mbit(&self) -> Option<f64> {
+        let mean = self.log.iter().sum::<f64>() / self.log.len() as f64;
+        (!self.log.is_empty()).then_some(mean * 8.0 / 1e6)
     }
 
     /// The largest lag, in milliseconds.
-    pub(super) fn lag_ms(&self) -> f64 {
-        largest(self.lags.iter().copied()).unwrap_or(0.0)
+    pub(super) fn lag_ms(&self) -> Option<f64> {
+        largest(self.lags.iter().copied())
     }
 
     /// Steps in a second of CPU time: the mean of the slower replica's at each time, divided by the primary's.
@@ -131,6 +132,7 @@ mod tests {
         ];
         let samples = Samples { progress: progress.concat(), ..Samples::default() };
         assert_eq!(samples.slower_cpu(), Some((90.0 + 80.0 + 100.0) / (100.0 + 80.0 + 100.0)));
-        assert_eq!(Samples::default().slower_cpu(), None);
+        let none = Samples::default();
+        assert_eq!((none.slower_cpu(), none.log_mbit(), none.lag_ms()), (None, None, None));
     }
 }

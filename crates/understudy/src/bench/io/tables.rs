@@ -237,8 +237,8 @@ fn one_load(
     measured.by_cpu.push(rate.done / (cpu_after - cpu_before).max(0.01));
     let steps = steps_after.saturating_sub(steps_before) as f64;
     measured.steps.push(steps / 1e6 / rate.done.max(1.0));
-    measured.log_mbit.push(samples.log_mbit());
-    measured.lags_ms.push(samples.lag_ms());
+    measured.log_mbit.extend(samples.log_mbit());
+    measured.lags_ms.extend(samples.lag_ms());
     measured.slower_cpu.extend(samples.slower_cpu());
     let per_second = rate.done / rate.seconds;
     stage.progress.say(&format!(
